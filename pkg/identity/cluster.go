@@ -1,0 +1,58 @@
+package identity
+
+import (
+	"context"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/metadata"
+	"k8s.io/client-go/tools/cache"
+)
+
+// ClusterSources reads from an API server: the pods of node, and the metadata of Namespaces and ServiceAccounts.
+func ClusterSources(client kubernetes.Interface, objects metadata.Interface, node string) Sources {
+	return Sources{
+		Pods: listerWatcher(client,
+			fields.OneTermEqualSelector("spec.nodeName", node),
+			func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+				return client.CoreV1().Pods(metav1.NamespaceAll).List(ctx, o)
+			},
+			client.CoreV1().Pods(metav1.NamespaceAll).Watch),
+		ServiceAccounts: func(namespace string) cache.ListerWatcher {
+			return metadataOf(objects, "serviceaccounts", namespace, fields.Everything())
+		},
+		Namespaces: func(name string) cache.ListerWatcher {
+			return metadataOf(objects, "namespaces", metav1.NamespaceAll, fields.OneTermEqualSelector("metadata.name", name))
+		},
+	}
+}
+
+func metadataOf(objects metadata.Interface, resource, namespace string, selector fields.Selector) cache.ListerWatcher {
+	client := objects.Resource(schema.GroupVersionResource{Version: "v1", Resource: resource}).Namespace(namespace)
+	return listerWatcher(objects, selector,
+		func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) { return client.List(ctx, o) },
+		client.Watch)
+}
+
+// listerWatcher narrows list and watch to selector. client tells whether streaming lists are understood.
+func listerWatcher(
+	client any,
+	selector fields.Selector,
+	list func(context.Context, metav1.ListOptions) (runtime.Object, error),
+	follow func(context.Context, metav1.ListOptions) (watch.Interface, error),
+) cache.ListerWatcher {
+	return cache.ToListWatcherWithWatchListSemantics(&cache.ListWatch{
+		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+			o.FieldSelector = selector.String()
+			return list(ctx, o)
+		},
+		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+			o.FieldSelector = selector.String()
+			return follow(ctx, o)
+		},
+	}, client)
+}

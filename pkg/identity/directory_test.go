@@ -1,0 +1,375 @@
+package identity_test
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/tools/cache"
+	cachetest "k8s.io/client-go/tools/cache/testing"
+
+	"github.com/podrole/podrole/pkg/identity"
+	"github.com/podrole/podrole/pkg/role"
+)
+
+// cluster is an API server's part, and the follower that writes down what it is told.
+type cluster struct {
+	pods       *cachetest.FakeControllerSource
+	accounts   map[string]*cachetest.FakeControllerSource
+	namespaces map[string]*cachetest.FakeControllerSource
+	directory  *identity.Directory
+
+	mu    sync.Mutex // guards the following
+	facts map[string]role.Facts
+	gone  []string
+}
+
+func (c *cluster) Known(f role.Facts) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.facts[f.Workload.UID] = f
+}
+
+func (c *cluster) Gone(w role.Workload) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.facts, w.UID)
+	c.gone = append(c.gone, w.UID)
+}
+
+func (c *cluster) known(uid string) (role.Facts, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	f, ok := c.facts[uid]
+	return f, ok
+}
+
+// start runs a Directory over an empty cluster with the namespaces shop and bank, in a synctest bubble, and ends it
+// with the test.
+func start(t *testing.T) *cluster {
+	c := &cluster{
+		pods:       cachetest.NewFakeControllerSource(),
+		accounts:   map[string]*cachetest.FakeControllerSource{},
+		namespaces: map[string]*cachetest.FakeControllerSource{},
+		facts:      map[string]role.Facts{},
+	}
+	for _, ns := range []string{"shop", "bank"} {
+		c.accounts[ns] = cachetest.NewFakeControllerSource()
+		c.namespaces[ns] = cachetest.NewFakeControllerSource()
+	}
+	var err error
+	c.directory, err = identity.New(identity.Config{
+		Sources: identity.Sources{
+			Pods:            c.pods,
+			ServiceAccounts: func(ns string) cache.ListerWatcher { return c.accounts[ns] },
+			Namespaces:      func(ns string) cache.ListerWatcher { return c.namespaces[ns] },
+		},
+		Follower: c,
+		Logger:   slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- c.directory.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Errorf("Run: %v", err)
+		}
+		c.pods.Shutdown()
+		for ns := range c.accounts {
+			c.accounts[ns].Shutdown()
+			c.namespaces[ns].Shutdown()
+		}
+	})
+	return c
+}
+
+func newPod(ns, name, uid string, edit ...func(*corev1.Pod)) *corev1.Pod {
+	p := &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: name, UID: types.UID(uid)},
+		Spec:       corev1.PodSpec{ServiceAccountName: "app"},
+		Status:     corev1.PodStatus{Phase: corev1.PodRunning},
+	}
+	for _, e := range edit {
+		e(p)
+	}
+	return p
+}
+
+func withIPs(ips ...string) func(*corev1.Pod) {
+	return func(p *corev1.Pod) {
+		p.Status.PodIP = ips[0]
+		for _, ip := range ips {
+			p.Status.PodIPs = append(p.Status.PodIPs, corev1.PodIP{IP: ip})
+		}
+	}
+}
+
+func phase(ph corev1.PodPhase) func(*corev1.Pod) { return func(p *corev1.Pod) { p.Status.Phase = ph } }
+
+func metadata(ns, name string, annotations map[string]string) *metav1.PartialObjectMetadata {
+	return &metav1.PartialObjectMetadata{
+		ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: name, Annotations: annotations},
+	}
+}
+
+// expect checks who is at each address; "" stands for nobody.
+func (c *cluster) expect(t *testing.T, want map[string]string) {
+	t.Helper()
+	synctest.Wait()
+	for ip, uid := range want {
+		w, ok := c.directory.Lookup(netip.MustParseAddr(ip))
+		if ok != (uid != "") || w.UID != uid {
+			t.Errorf("%s belongs to %q, want %q", ip, w.UID, uid)
+		}
+	}
+}
+
+func bubble(t *testing.T, test func(*testing.T)) {
+	t.Helper()
+	synctest.Test(t, test)
+}
+
+func TestWhoOwnsAnAddress(t *testing.T) {
+	ended := func(p *corev1.Pod) {
+		p.Status.ContainerStatuses = []corev1.ContainerStatus{
+			{State: corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{}}},
+		}
+	}
+	deleting := func(p *corev1.Pod) {
+		p.DeletionTimestamp = new(metav1.Now())
+	}
+	tests := []struct {
+		name string
+		pods []*corev1.Pod
+		want map[string]string
+	}{
+		{"one_pod", []*corev1.Pod{newPod("shop", "a", "1", withIPs("10.0.0.1"))}, map[string]string{"10.0.0.1": "1", "10.0.0.2": ""}},
+		{"dual_stack", []*corev1.Pod{newPod("shop", "a", "1", withIPs("10.0.0.1", "fd00::1"))}, map[string]string{"10.0.0.1": "1", "fd00::1": "1"}},
+		{
+			"two_claimants_are_nobody",
+			[]*corev1.Pod{newPod("shop", "a", "1", withIPs("10.0.0.1")), newPod("bank", "b", "2", withIPs("10.0.0.1"))},
+			map[string]string{"10.0.0.1": ""},
+		},
+		{
+			"finished_pods_own_nothing",
+			[]*corev1.Pod{
+				newPod("shop", "a", "1", withIPs("10.0.0.1"), phase(corev1.PodSucceeded)),
+				newPod("shop", "b", "2", withIPs("10.0.0.2"), phase(corev1.PodFailed)),
+				newPod("shop", "c", "3", withIPs("10.0.0.1")),
+			},
+			map[string]string{"10.0.0.1": "3", "10.0.0.2": ""},
+		},
+		{
+			"host_network_owns_nothing",
+			[]*corev1.Pod{newPod("shop", "a", "1", withIPs("10.0.0.1"), func(p *corev1.Pod) { p.Spec.HostNetwork = true })},
+			map[string]string{"10.0.0.1": ""},
+		},
+		{"between_restarts", []*corev1.Pod{newPod("shop", "a", "1", withIPs("10.0.0.1"), ended)}, map[string]string{"10.0.0.1": "1"}},
+		{"terminating", []*corev1.Pod{newPod("shop", "a", "1", withIPs("10.0.0.1"), deleting)}, map[string]string{"10.0.0.1": "1"}},
+		{"terminated", []*corev1.Pod{newPod("shop", "a", "1", withIPs("10.0.0.1"), deleting, ended)}, map[string]string{"10.0.0.1": ""}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				c := start(t)
+				for _, p := range tt.pods {
+					c.pods.Add(p)
+				}
+				c.expect(t, tt.want)
+			})
+		})
+	}
+}
+
+func TestAddressFollowsThePod(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		c := start(t)
+		c.pods.Add(newPod("shop", "a", "1", withIPs("10.0.0.1")))
+		c.expect(t, map[string]string{"10.0.0.1": "1"})
+
+		c.pods.Modify(newPod("shop", "a", "1", withIPs("10.0.0.9")))
+		c.expect(t, map[string]string{"10.0.0.1": "", "10.0.0.9": "1"})
+
+		c.pods.Modify(newPod("shop", "a", "1", withIPs("10.0.0.9"), phase(corev1.PodSucceeded)))
+		c.pods.Add(newPod("bank", "b", "2", withIPs("10.0.0.9")))
+		c.expect(t, map[string]string{"10.0.0.9": "2"})
+
+		// A StatefulSet's pod comes back under its old name.
+		c.pods.Delete(newPod("bank", "b", "2"))
+		c.pods.Add(newPod("bank", "b", "3", withIPs("10.0.0.10")))
+		c.expect(t, map[string]string{"10.0.0.9": "", "10.0.0.10": "3"})
+		if !slices.Contains(c.gone, "2") {
+			t.Errorf("nobody was told that pod 2 is gone: %v", c.gone)
+		}
+	})
+}
+
+// TestUnknownIsNotNone: a pod's facts are passed on only when pod, ServiceAccount and Namespace have all been read.
+func TestUnknownIsNotNone(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		c := start(t)
+		c.pods.Add(newPod("shop", "a", "1", func(p *corev1.Pod) { p.Annotations = map[string]string{"k": "pod"} }))
+		synctest.Wait()
+		if f, ok := c.known("1"); ok {
+			t.Fatalf("decided on %+v before anything but the pod was read", f)
+		}
+		c.namespaces["shop"].Add(metadata("", "shop", nil))
+		synctest.Wait()
+		if f, ok := c.known("1"); ok {
+			t.Fatalf("decided on %+v before the ServiceAccount was read", f)
+		}
+		c.accounts["shop"].Add(metadata("shop", "other", nil))
+		synctest.Wait()
+		if f, ok := c.known("1"); ok {
+			t.Fatalf("decided on %+v with another ServiceAccount", f)
+		}
+		c.accounts["shop"].Add(metadata("shop", "app", map[string]string{"k": "account"}))
+		synctest.Wait()
+		want := role.Facts{
+			Workload:       role.Workload{Namespace: "shop", Name: "a", UID: "1", ServiceAccount: "app"},
+			Pod:            map[string]string{"k": "pod"},
+			ServiceAccount: map[string]string{"k": "account"},
+		}
+		f, _ := c.known("1")
+		if diff := cmp.Diff(want, f); diff != "" {
+			t.Errorf("facts (-want +got):\n%s", diff)
+		}
+	})
+}
+
+func TestChangesReachTheFollower(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		c := start(t)
+		c.namespaces["shop"].Add(metadata("", "shop", nil))
+		c.accounts["shop"].Add(metadata("shop", "app", nil))
+		c.pods.Add(newPod("shop", "a", "1"))
+		synctest.Wait()
+
+		c.accounts["shop"].Modify(metadata("shop", "app", map[string]string{"role": "x"}))
+		c.namespaces["shop"].Modify(metadata("", "shop", map[string]string{"permit": "x"}))
+		synctest.Wait()
+		f, _ := c.known("1")
+		if f.ServiceAccount["role"] != "x" || f.Namespace["permit"] != "x" {
+			t.Errorf("changed annotations did not arrive: %+v", f)
+		}
+
+		c.accounts["shop"].Delete(metadata("shop", "app", nil))
+		synctest.Wait()
+		if f, ok := c.known("1"); !ok || !f.ServiceAccountWasDeleted {
+			t.Errorf("a deleted ServiceAccount left %+v, %v", f, ok)
+		}
+		c.accounts["shop"].Add(metadata("shop", "app", map[string]string{"role": "y"}))
+		synctest.Wait()
+		if f, _ := c.known("1"); f.ServiceAccountWasDeleted || f.ServiceAccount["role"] != "y" {
+			t.Errorf("a ServiceAccount made anew left %+v", f)
+		}
+	})
+}
+
+func TestSyncedWaitsForFacts(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		c := start(t)
+		synctest.Wait()
+		select {
+		case <-c.directory.Synced():
+		default:
+			t.Error("a node without pods does not sync")
+		}
+	})
+}
+
+func TestAwaitParksUntilTheAddressIsKnown(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		c := start(t)
+		c.pods.Add(newPod("shop", "a", "1"))
+		go func() {
+			time.Sleep(500 * time.Millisecond)
+			c.pods.Modify(newPod("shop", "a", "1", withIPs("10.0.0.1")))
+		}()
+		ctx, cancel := context.WithTimeout(t.Context(), 900*time.Millisecond)
+		defer cancel()
+		began := time.Now()
+		w, err := c.directory.Await(ctx, netip.MustParseAddr("10.0.0.1"))
+		if took := time.Since(began); err != nil || w.UID != "1" || took != 500*time.Millisecond {
+			t.Errorf("got %q, %v after %s; want pod 1 after 500ms", w.UID, err, took)
+		}
+	})
+}
+
+func TestAwaitEndsWithItsContext(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		c := start(t)
+		c.pods.Add(newPod("shop", "a", "1", withIPs("10.0.0.1")))
+		c.pods.Add(newPod("shop", "b", "2", withIPs("10.0.0.1")))
+		synctest.Wait()
+		ctx, cancel := context.WithTimeout(t.Context(), 900*time.Millisecond)
+		defer cancel()
+		_, err := c.directory.Await(ctx, netip.MustParseAddr("10.0.0.1"))
+		if e, ok := errors.AsType[*identity.UnknownError](err); !ok || e.Claimants != 2 {
+			t.Errorf("got %v, want an UnknownError with 2 claimants", err)
+		}
+	})
+}
+
+func TestScopesEndWithTheirLastPod(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		c := start(t)
+		c.namespaces["shop"].Add(metadata("", "shop", nil))
+		c.accounts["shop"].Add(metadata("shop", "app", nil))
+		c.pods.Add(newPod("shop", "a", "1"))
+		synctest.Wait()
+		c.pods.Delete(newPod("shop", "a", "1"))
+		synctest.Wait()
+		// Nobody follows the namespace now; a new pod must read it anew and see what changed meanwhile.
+		c.accounts["shop"].Modify(metadata("shop", "app", map[string]string{"role": "new"}))
+		c.pods.Add(newPod("shop", "b", "2"))
+		synctest.Wait()
+		if f, ok := c.known("2"); !ok || f.ServiceAccount["role"] != "new" {
+			t.Errorf("got %+v, %v", f, ok)
+		}
+		if !slices.Equal(c.gone, []string{"1"}) {
+			t.Errorf("gone: %v, want [1]", c.gone)
+		}
+	})
+}
+
+func BenchmarkLookup(b *testing.B) {
+	pods := cachetest.NewFakeControllerSource()
+	for i := range 100 {
+		pods.Add(newPod("shop", "p"+string(rune('a'+i)), string(rune('a'+i)), withIPs(netip.AddrFrom4([4]byte{10, 0, 0, byte(i)}).String())))
+	}
+	empty := func(string) cache.ListerWatcher { return cachetest.NewFakeControllerSource() }
+	d, err := identity.New(identity.Config{
+		Sources:  identity.Sources{Pods: pods, ServiceAccounts: empty, Namespaces: empty},
+		Follower: &cluster{facts: map[string]role.Facts{}},
+		Logger:   slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		b.Fatal(err)
+	}
+	go func() { _ = d.Run(b.Context()) }()
+	source := netip.MustParseAddr("10.0.0.7")
+	if _, err := d.Await(b.Context(), source); err != nil {
+		b.Fatal(err)
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, ok := d.Lookup(source); !ok {
+			b.Fatal("lost the pod")
+		}
+	}
+}

@@ -1,0 +1,98 @@
+package identity
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/podrole/podrole/pkg/role"
+)
+
+func workloadOf(p *corev1.Pod) role.Workload {
+	account := p.Spec.ServiceAccountName
+	if account == "" {
+		account = "default"
+	}
+	return role.Workload{Namespace: p.Namespace, Name: p.Name, UID: string(p.UID), ServiceAccount: account}
+}
+
+// finished reports whether p will never run again. Its addresses may be another pod's already.
+func finished(p *corev1.Pod) bool {
+	return p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed
+}
+
+// addressesOf returns the addresses that identify p, sorted: those of its status, unless it shares the node's, or is
+// being deleted with all its containers ended, when its sandbox may be gone already. (Ended containers alone prove
+// nothing: they are between two init containers, or about to be restarted.)
+func addressesOf(p *corev1.Pod) []netip.Addr {
+	if p.Spec.HostNetwork || (p.DeletionTimestamp != nil && allEnded(p.Status.ContainerStatuses)) {
+		return nil
+	}
+	var addresses []netip.Addr
+	for _, text := range append([]corev1.PodIP{{IP: p.Status.PodIP}}, p.Status.PodIPs...) {
+		if a, err := netip.ParseAddr(text.IP); err == nil {
+			addresses = append(addresses, a.Unmap().WithZone(""))
+		}
+	}
+	slices.SortFunc(addresses, netip.Addr.Compare)
+	return slices.Compact(addresses)
+}
+
+func allEnded(containers []corev1.ContainerStatus) bool {
+	for _, c := range containers {
+		if c.State.Terminated == nil {
+			return false
+		}
+	}
+	return len(containers) > 0
+}
+
+// trimPod keeps of a pod what this package reads, so that large specs and managed fields take no memory.
+func trimPod(object any) (any, error) {
+	p, ok := object.(*corev1.Pod)
+	if !ok {
+		return nil, fmt.Errorf("want a pod, got %T", object)
+	}
+	trimmed := &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace:         p.Namespace,
+			Name:              p.Name,
+			UID:               p.UID,
+			ResourceVersion:   p.ResourceVersion,
+			Annotations:       p.Annotations,
+			DeletionTimestamp: p.DeletionTimestamp,
+		},
+		Spec: corev1.PodSpec{
+			NodeName:           p.Spec.NodeName,
+			ServiceAccountName: p.Spec.ServiceAccountName,
+			HostNetwork:        p.Spec.HostNetwork,
+		},
+		Status: corev1.PodStatus{Phase: p.Status.Phase, PodIP: p.Status.PodIP, PodIPs: p.Status.PodIPs},
+	}
+	for _, c := range p.Status.ContainerStatuses {
+		trimmed.Status.ContainerStatuses = append(trimmed.Status.ContainerStatuses,
+			corev1.ContainerStatus{State: corev1.ContainerState{Terminated: c.State.Terminated}})
+	}
+	return trimmed, nil
+}
+
+// trimMetadata keeps of a ServiceAccount or Namespace its name and annotations.
+func trimMetadata(object any) (any, error) {
+	m, ok := object.(*metav1.PartialObjectMetadata)
+	if !ok {
+		return nil, fmt.Errorf("want object metadata, got %T", object)
+	}
+	return &metav1.PartialObjectMetadata{
+		TypeMeta: m.TypeMeta,
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace:       m.Namespace,
+			Name:            m.Name,
+			UID:             m.UID,
+			ResourceVersion: m.ResourceVersion,
+			Annotations:     m.Annotations,
+		},
+	}, nil
+}

@@ -1,0 +1,72 @@
+package role
+
+import (
+	"encoding/json"
+	"fmt"
+	"regexp"
+	"strings"
+)
+
+// permission is what a Namespace's annotations say about the roles its pods may use.
+type permission struct {
+	allowed   []*regexp.Regexp // iam.amazonaws.com/allowed-roles, one per glob; nil when absent
+	permitted *regexp.Regexp   // iam.amazonaws.com/permitted; nil when absent
+	present   bool
+}
+
+// parsePermission reads both annotations. Either one that is present and unreadable is an error: a permission that
+// cannot be read must not be taken for none.
+func parsePermission(annotations map[string]string, keys Keys, base string) (permission, error) {
+	var p permission
+	if text, ok := annotations[keys.AllowedRoles]; ok {
+		p.present = true
+		var globs []string
+		if err := json.Unmarshal([]byte(text), &globs); err != nil {
+			return permission{}, fmt.Errorf("%s is not a JSON list of role names or globs: %w", keys.AllowedRoles, err)
+		}
+		p.allowed = make([]*regexp.Regexp, 0, len(globs))
+		for _, g := range globs {
+			p.allowed = append(p.allowed, globRegexp(g, base))
+		}
+	}
+	if text, ok := annotations[keys.Permitted]; ok {
+		p.present = true
+		// Anchored around a group: kiam's ^a|b$ let "b" permit anything that ends in b.
+		re, err := regexp.Compile(`^(?:` + text + `)$`)
+		if err != nil {
+			return permission{}, fmt.Errorf("%s is not a regular expression: %w", keys.Permitted, err)
+		}
+		// The text must be an expression of its own: "a)|(?:b" would close the group that anchors it.
+		if _, err := regexp.Compile(text); err != nil {
+			return permission{}, fmt.Errorf("%s is not a regular expression: %w", keys.Permitted, err)
+		}
+		p.permitted = re
+	}
+	return p, nil
+}
+
+// allows reports whether every annotation that is present allows arn.
+func (p permission) allows(arn string) bool {
+	if p.allowed != nil && !anyMatch(p.allowed, arn) {
+		return false
+	}
+	return p.permitted == nil || p.permitted.MatchString(arn)
+}
+
+func anyMatch(patterns []*regexp.Regexp, s string) bool {
+	for _, re := range patterns {
+		if re.MatchString(s) {
+			return true
+		}
+	}
+	return false
+}
+
+// globRegexp is kube2iam's glob: * stands for any text, slashes included, and a pattern that is no ARN is relative to
+// the base ARN.
+func globRegexp(glob, base string) *regexp.Regexp {
+	if !strings.HasPrefix(glob, "arn:") {
+		glob = base + strings.TrimPrefix(glob, "/")
+	}
+	return regexp.MustCompile(`^(?s:` + strings.ReplaceAll(regexp.QuoteMeta(glob), `\*`, `.*`) + `)$`)
+}
