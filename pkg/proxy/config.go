@@ -1,0 +1,107 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"time"
+
+	"github.com/podrole/podrole/pkg/cache"
+	"github.com/podrole/podrole/pkg/proxy/metadata"
+	"github.com/podrole/podrole/pkg/role"
+)
+
+// Identifier says which pod has a source address. Its methods are called concurrently.
+type Identifier interface {
+	// Lookup answers at once, from memory. False means not known, which is not the same as none.
+	Lookup(source netip.Addr) (role.Workload, bool)
+	// Await returns as soon as the pod is known, and an error when ctx ends before that.
+	Await(ctx context.Context, source netip.Addr) (role.Workload, error)
+}
+
+// Decider says which role a pod may use. It is called concurrently.
+type Decider interface {
+	// Decide returns the pod's Grant as soon as there is a decision. An error that is a *role.Denial is one too;
+	// any other error means that ctx ended before there was any.
+	Decide(ctx context.Context, w role.Workload) (role.Grant, error)
+}
+
+// Sessions holds the credentials of Grants. It is called concurrently.
+type Sessions interface {
+	// Get returns the Session of g as soon as there is one. An *sts.Error of kind Denied says that there will be
+	// none; any other error, that there is none yet.
+	Get(ctx context.Context, g role.Grant) (*cache.Session, error)
+}
+
+// Defaults of Config.
+const (
+	DefaultWait  = 900 * time.Millisecond
+	DefaultGrace = 2 * time.Second
+)
+
+// Config is what a Server is made of.
+type Config struct {
+	Identity Identifier // required
+	Roles    Decider    // required
+	Sessions Sessions   // required
+
+	// Keys sign IMDSv2 tokens: the first one signs, all of them verify. Required: at least one, each of at least
+	// MinKeySize random bytes. Whoever keeps them across restarts keeps tokens valid across restarts.
+	Keys [][]byte
+
+	// IMDSv1 allows requests without a token, as SDKs from before November 2019 send them.
+	IMDSv1 bool
+
+	// Metadata is what pods may read besides their credentials. Optional: nothing. SetMetadata replaces it.
+	Metadata *metadata.Snapshot
+
+	// Wait is how long a request may park in all, for identity, decision and session together. Optional:
+	// DefaultWait, below the one second after which most SDKs give up.
+	Wait time.Duration
+
+	// Grace is how long Serve lets requests in flight finish once it is told to stop. Optional: DefaultGrace.
+	Grace time.Duration
+
+	// Observe is called once per request that reached the handler, with the status code sent and the time from the
+	// parsed request to the answer. Optional. It must not block.
+	Observe func(route Route, code int, took time.Duration)
+
+	// Logger gets refusals at debug level and what an operator should look at above it, rate-limited. Optional:
+	// nothing is logged.
+	Logger *slog.Logger
+
+	// Now is the clock that tokens and credentials expire by. Optional: time.Now.
+	Now func() time.Time
+}
+
+// withDefaults returns c with the optional fields filled in, or what is wrong with it.
+func (c Config) withDefaults() (Config, error) {
+	var errs []error
+	if c.Identity == nil || c.Roles == nil || c.Sessions == nil {
+		errs = append(errs, errors.New("identity, roles and sessions are required"))
+	}
+	if c.Wait < 0 || c.Grace < 0 {
+		errs = append(errs, fmt.Errorf("wait (%v) and grace (%v) must not be negative", c.Wait, c.Grace))
+	}
+	if c.Wait == 0 {
+		c.Wait = DefaultWait
+	}
+	if c.Grace == 0 {
+		c.Grace = DefaultGrace
+	}
+	if c.Metadata == nil {
+		c.Metadata = metadata.FromStatic(metadata.Static{})
+	}
+	if c.Observe == nil {
+		c.Observe = func(Route, int, time.Duration) {}
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	return c, errors.Join(errs...)
+}

@@ -1,0 +1,129 @@
+package metadata
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net/http"
+	"strings"
+
+	"github.com/aws/aws-sdk-go-v2/feature/ec2/imds"
+	smithyhttp "github.com/aws/smithy-go/transport/http"
+)
+
+// Client reads the node's own metadata service. *imds.Client implements it; the caller sets its time-outs and
+// retries.
+type Client interface {
+	GetMetadata(
+		context.Context, *imds.GetMetadataInput, ...func(*imds.Options),
+	) (*imds.GetMetadataOutput, error)
+	GetDynamicData(
+		context.Context, *imds.GetDynamicDataInput, ...func(*imds.Options),
+	) (*imds.GetDynamicDataOutput, error)
+}
+
+// Policy says which categories beyond the ones that every SDK needs are allowed.
+type Policy struct {
+	// InstanceFacts allows what identifies the node but opens nothing: instance-id, instance-type,
+	// instance-life-cycle, hostname, local-hostname, local-ipv4, mac and ami-id. The Go SDK asks for the
+	// instance-id to find out whether there is a metadata service at all.
+	InstanceFacts bool
+}
+
+// leaves returns the leaves that p allows. User data, identity credentials, signatures of the identity document,
+// public keys, tags and network data are in none of the categories.
+func (p Policy) leaves() []string {
+	leaves := []string{
+		pathRegion,
+		pathZone,
+		"meta-data/placement/availability-zone-id",
+		pathDomain,
+		pathPartition,
+		pathDocument,
+	}
+	if p.InstanceFacts {
+		leaves = append(leaves,
+			"meta-data/instance-id",
+			"meta-data/instance-type",
+			"meta-data/instance-life-cycle",
+			"meta-data/hostname",
+			"meta-data/local-hostname",
+			"meta-data/local-ipv4",
+			"meta-data/mac",
+			"meta-data/ami-id",
+		)
+	}
+	return leaves
+}
+
+// maxLeaf bounds one answer, in bytes. The largest allowed leaf, the identity document, is below 1 KiB.
+const maxLeaf = 64 << 10
+
+// Load fetches every leaf that policy allows and returns them as a Snapshot. What the service answers wins over
+// static; static fills in what the service does not have (404) or what could not be fetched.
+//
+// The Snapshot is never nil. An error means that the service failed at some leaf, that the ones after it were not
+// asked for, and that the Snapshot is poorer for it: serve it and try again later.
+func Load(ctx context.Context, client Client, policy Policy, static Static) (*Snapshot, error) {
+	leaves := static.leaves()
+	fetched, err := fetch(ctx, client, policy.leaves())
+	maps.Copy(leaves, fetched)
+	return newSnapshot(leaves), err
+}
+
+// fetch asks for the leaves one after the other, which keeps well under the limit of 1024 packets per second that
+// the service shares with the node's resolver. It stops at the first failure: a service that does not answer once
+// would only cost as many time-outs as there are leaves.
+func fetch(ctx context.Context, client Client, paths []string) (map[string][]byte, error) {
+	leaves := make(map[string][]byte, len(paths))
+	for _, path := range paths {
+		body, err := get(ctx, client, path)
+		if isNotFound(err) {
+			continue
+		}
+		if err != nil {
+			return leaves, fmt.Errorf("fetch %s from the node's metadata service: %w", path, err)
+		}
+		leaves[path] = body
+	}
+	return leaves, nil
+}
+
+func get(ctx context.Context, client Client, path string) ([]byte, error) {
+	content, err := open(ctx, client, path)
+	if err != nil {
+		return nil, err
+	}
+	defer content.Close()
+	body, err := io.ReadAll(io.LimitReader(content, maxLeaf+1))
+	if err != nil {
+		return nil, err
+	}
+	if len(body) > maxLeaf {
+		return nil, fmt.Errorf("the answer is larger than %d bytes", maxLeaf)
+	}
+	return body, nil
+}
+
+func open(ctx context.Context, client Client, path string) (io.ReadCloser, error) {
+	if rest, ok := strings.CutPrefix(path, "dynamic/"); ok {
+		out, err := client.GetDynamicData(ctx, &imds.GetDynamicDataInput{Path: rest})
+		if err != nil {
+			return nil, err
+		}
+		return out.Content, nil
+	}
+	out, err := client.GetMetadata(ctx, &imds.GetMetadataInput{Path: strings.TrimPrefix(path, "meta-data/")})
+	if err != nil {
+		return nil, err
+	}
+	return out.Content, nil
+}
+
+// isNotFound reports whether the service answered that it has no such leaf.
+func isNotFound(err error) bool {
+	response, ok := errors.AsType[*smithyhttp.ResponseError](err)
+	return ok && response.HTTPStatusCode() == http.StatusNotFound
+}
