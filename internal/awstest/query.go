@@ -8,8 +8,6 @@ import (
 	"time"
 )
 
-const stsNamespace = "https://sts.amazonaws.com/doc/2011-06-15/"
-
 // responseMetadata ends every answer of the query protocol.
 type responseMetadata struct {
 	RequestID string `xml:"RequestId"`

@@ -1,0 +1,89 @@
+# podrole. `make` lists what there is to do.
+SHELL      := /bin/bash
+GO         ?= go
+TOOL       := $(GO) tool -modfile=tools/go.mod
+FUZZTIME   ?= 5s
+IMAGE      ?= podrole:dev
+ROOT       := $(filter 0,$(shell id -u))
+
+.PHONY: help
+help: ## list the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## build bin/podrole, static
+	@echo "== build"
+	CGO_ENABLED=0 $(GO) build -trimpath -o bin/podrole ./cmd/agent
+
+.PHONY: test
+test: deps lint manifests unit fuzz ## everything that can be checked here, with the race detector
+
+.PHONY: unit
+unit: deps ## all Go tests; those that need network namespaces run as root only
+	@echo "== tests$(if $(ROOT),, (network namespace tests are skipped: run as root to have them))"
+	$(GO) test -race -timeout 20m ./...
+
+# Each target in turn: `go test -fuzz` takes one at a time.
+.PHONY: fuzz
+fuzz: ## fuzz each target for FUZZTIME (5s)
+	@echo "== fuzz, $(FUZZTIME) each"
+	@set -e; for file in $$(grep -rl --include='*_test.go' '^func Fuzz' cmd internal pkg); do \
+	  for target in $$(sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\).*/\1/p' $$file); do \
+	    echo "-- $$target in $$(dirname $$file)"; \
+	    $(GO) test -run='^$$' -fuzz="^$$target$$" -fuzztime=$(FUZZTIME) ./$$(dirname $$file) | grep -v '^fuzz: elapsed' ; \
+	    test $${PIPESTATUS[0]} -eq 0; \
+	  done; \
+	done
+
+.PHONY: lint
+lint: ## formatting, vet, modern Go, staticcheck, tidy go.mod
+	@echo "== lint"
+	@unformatted=$$(gofmt -l bench cmd e2e internal pkg); test -z "$$unformatted" || { echo "gofmt -w $$unformatted"; exit 1; }
+	$(GO) vet ./...
+	$(GO) fix -diff ./...
+	$(TOOL) staticcheck ./...
+	$(GO) mod tidy -diff
+
+.PHONY: manifests
+manifests: ## render the manifests as kubectl apply -k does
+	@echo "== manifests"
+	@set -e; for dir in $$(dirname $$(find manifests -name kustomization.yaml)); do \
+	  echo "-- $$dir"; $(TOOL) kustomize build $$dir >/dev/null; \
+	done
+
+.PHONY: demo
+demo: deps ## a node in a box: three pods, ten rotations, beside in-line STS (root; under five minutes)
+	@./e2e/demo/install
+	@mkdir -p bin
+	@echo "== build (some minutes the first time)"
+	CGO_ENABLED=0 $(GO) build -trimpath -o bin/podrole ./cmd/agent
+	CGO_ENABLED=0 $(GO) build -trimpath -o bin/demo ./e2e/demo
+	@bin/demo
+
+.PHONY: bench
+bench: deps ## the project's figures (root), also in bench/results.json
+	@mkdir -p bin
+	@echo "== build (some minutes the first time)"
+	CGO_ENABLED=0 $(GO) build -trimpath -o bin/podrole ./cmd/agent
+	CGO_ENABLED=0 $(GO) build -trimpath -o bin/bench ./bench
+	@bin/bench -json bench/results.json
+
+.PHONY: vuln
+vuln: ## known vulnerabilities in what we import (needs the Go vulnerability database)
+	$(TOOL) govulncheck ./...
+
+.PHONY: image
+image: ## build the container image IMAGE (podrole:dev)
+	docker build -t $(IMAGE) .
+
+.PHONY: deps
+deps: ## install what tests need and is missing (Debian and Ubuntu)
+	@./tools/install iptables:iptables-nft-save iptables:iptables-legacy-save nftables:nft iproute2:ip
+
+.PHONY: docs
+docs: ## write docs/flags.md
+	$(GO) test ./docs -run TestFlagsReference -args -write
+
+.PHONY: clean
+clean: ## remove what was built
+	rm -rf bin bench/results.json

@@ -1,0 +1,123 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"strings"
+	"testing"
+
+	"github.com/podrole/podrole/pkg/config"
+)
+
+// outcome is what one command line did.
+type outcome struct {
+	code           int
+	stdout, stderr string
+	ran, removed   *config.Config
+}
+
+// execute runs one command line with actions that end with err.
+func execute(t *testing.T, err error, environ []string, args ...string) outcome {
+	t.Helper()
+	var o outcome
+	var stdout, stderr strings.Builder
+	p := program{
+		run: func(_ context.Context, c config.Config, l *slog.Logger) error {
+			o.ran = &c
+			l.Info("running")
+			l.Debug("in detail")
+			return err
+		},
+		uninstall: func(_ context.Context, c config.Config, _ *slog.Logger) error {
+			o.removed = &c
+			return err
+		},
+		environ:  environ,
+		hostname: func() (string, error) { return "", errors.New("no name") },
+		stdout:   &stdout,
+		stderr:   &stderr,
+	}
+	o.code = p.execute(t.Context(), args)
+	o.stdout, o.stderr = stdout.String(), stderr.String()
+	return o
+}
+
+func TestRun(t *testing.T) {
+	o := execute(t, nil, []string{"PODROLE_NODE_NAME=n"}, "run", "--sts-rate=3")
+	if o.code != 0 || o.ran == nil || o.removed != nil || o.ran.STS.Rate != 3 || o.ran.Cluster.NodeName != "n" {
+		t.Errorf("%+v", o)
+	}
+	var record struct{ Level, Msg string }
+	if err := json.Unmarshal([]byte(o.stderr), &record); err != nil || record.Msg != "running" {
+		t.Errorf("log is not one line of JSON: %v\n%s", err, o.stderr)
+	}
+	o = execute(t, nil, nil, "run", "--node-name=n", "--log-format=text", "--log-level=debug")
+	if !strings.Contains(o.stderr, "level=DEBUG msg=\"in detail\"") {
+		t.Errorf("log: %s", o.stderr)
+	}
+}
+
+func TestUninstall(t *testing.T) {
+	o := execute(t, nil, nil, "uninstall", "--ipv6=off")
+	if o.code != 0 || o.ran != nil || o.removed == nil || o.removed.Redirect.IPv6 != config.ModeOff {
+		t.Errorf("%+v", o)
+	}
+}
+
+func TestFailure(t *testing.T) {
+	o := execute(t, errors.New("bind: address in use"), nil, "run", "--node-name=n", "--log-level=error")
+	var record struct{ Level, Msg, Error, Command string }
+	if err := json.Unmarshal([]byte(o.stderr), &record); err != nil {
+		t.Fatalf("log is not one line of JSON: %v\n%s", err, o.stderr)
+	}
+	if o.code != 1 || record.Error != "bind: address in use" || record.Command != "run" || record.Level != "ERROR" {
+		t.Errorf("code %d, %+v", o.code, record)
+	}
+}
+
+func TestUsage(t *testing.T) {
+	for args, want := range map[string]string{
+		"run --node-name=n --sts-rate=fast": `podrole run: --sts-rate "fast": not a number; give calls per second, for example 10`,
+		"run --node-name=n --sts-rat=fast":  "podrole run: --sts-rat: no such flag; did you mean --sts-rate?",
+		"run --node-name=n true":            `podrole run: argument "true": not a flag; flags are written --NAME=VALUE`,
+		"run":                               "podrole run: --node-name: missing; give the node's name, in a DaemonSet from the field spec.nodeName of the agent's pod",
+		"uninstall --node-name=n":           "podrole uninstall: --node-name: no flag of this command; --help lists all flags",
+		"uninstal":                          `podrole: command "uninstal": no such command; did you mean uninstall?`,
+		"frobnicate":                        `podrole: command "frobnicate": no such command; podrole help lists all`,
+		"--frobnicate":                      "podrole: unknown flag: --frobnicate",
+		"version 2":                         `podrole version: argument "2": not a flag; flags are written --NAME=VALUE`,
+	} {
+		o := execute(t, nil, nil, strings.Split(args, " ")...)
+		if o.code != 2 || o.stderr != want+"\n" || o.stdout != "" || o.ran != nil || o.removed != nil {
+			t.Errorf("podrole %s: code %d, %q", args, o.code, o.stderr)
+		}
+	}
+	o := execute(t, nil, []string{"PODROLE_DRAIN=soon"}, "run", "--sts-rate=fast")
+	if n := strings.Count(o.stderr, "\n"); o.code != 2 || n != 3 || strings.Count(o.stderr, "podrole run: ") != n {
+		t.Errorf("three faults: code %d\n%s", o.code, o.stderr)
+	}
+}
+
+func TestHelpAndVersion(t *testing.T) {
+	for args, want := range map[string][]string{
+		"":                 {"podrole gives every pod", "  run ", "  uninstall ", "  version ", "podrole run --node-name"},
+		"help":             {"podrole gives every pod"},
+		"--help":           {"podrole gives every pod"},
+		"run --help":       {"podrole run [flags]", "Cluster:\n", "--sts-rate CALLS/S", "PODROLE_STS_ENDPOINT"},
+		"help run":         {"podrole run [flags]"},
+		"uninstall --help": {"podrole uninstall [flags]", "--iptables-backend"},
+		"version":          {"podrole ", " go1."},
+	} {
+		o := execute(t, nil, nil, strings.Fields(args)...)
+		if o.code != 0 || o.stderr != "" || o.ran != nil || o.removed != nil {
+			t.Errorf("podrole %s: %+v", args, o)
+		}
+		for _, part := range want {
+			if !strings.Contains(o.stdout, part) {
+				t.Errorf("podrole %s does not say %q:\n%s", args, part, o.stdout)
+			}
+		}
+	}
+}

@@ -1,0 +1,177 @@
+// Package rotation is the experiment that podrole exists for: pods ask for credentials at a steady pace while their
+// sessions rotate, and beside them, in the same minutes, a pod gets its credentials in-line from the same STS. How long
+// each request had to wait is the result.
+package rotation
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/podrole/podrole/internal/nodebox"
+	"github.com/podrole/podrole/internal/poll"
+	"github.com/podrole/podrole/internal/testbed"
+)
+
+// Pod is one that asks the metadata service.
+type Pod struct {
+	Pod  *nodebox.Pod
+	Role string // ARN of the role it must get
+}
+
+// Config describes a run.
+type Config struct {
+	Bed       *testbed.Bed
+	Pods      []Pod
+	Baseline  Pod           // asks STS itself, as IRSA has it
+	Token     string        // Baseline's web identity token, a file
+	Rotations int           // how many each of Pods must see
+	Interval  time.Duration // between a pod's requests
+	// Progress is told now and then how many rotations every pod has seen. Optional.
+	Progress func(rotations int)
+}
+
+// Result is what a run measured.
+type Result struct {
+	Began     time.Time
+	Requests  int           // of Pods
+	Failures  int           // requests of Pods without credentials, or with those of another role
+	Failed    []string      // the first few of them
+	Rotations int           // seen by every one of Pods
+	Samples   []poll.Sample // of Pods, by time
+	Baseline  []poll.Sample // by time
+}
+
+// Max returns the longest a request had to wait.
+func Max(samples []poll.Sample) time.Duration {
+	var longest time.Duration
+	for _, s := range samples {
+		longest = max(longest, s.Took)
+	}
+	return longest
+}
+
+// MaxFailed bounds Result.Failed.
+const MaxFailed = 10
+
+// Run polls until every pod has seen the rotations asked for. An error means that nothing was measured, not that a
+// request failed.
+func Run(ctx context.Context, cfg Config) (*Result, error) {
+	polling, stop := context.WithCancel(ctx)
+	defer stop()
+	r := &run{cfg: cfg, seen: make([]int, len(cfg.Pods)), stop: stop, result: Result{Began: time.Now()}}
+	var following sync.WaitGroup
+	defer following.Wait()
+
+	follow := func(p Pod, c poll.Config, note func(poll.Sample)) error {
+		c.Interval = cfg.Interval
+		poller, err := poll.Start(polling, p.Pod, c)
+		if err != nil {
+			stop()
+			return err
+		}
+		following.Go(func() {
+			for s := range poller.Samples() {
+				note(s)
+			}
+			r.fail(poller.Err())
+		})
+		return nil
+	}
+	for i, p := range cfg.Pods {
+		key := ""
+		note := func(s poll.Sample) { key = r.note(i, s, key) }
+		if err := follow(p, poll.Config{Method: poll.IMDS, Role: roleName(p.Role)}, note); err != nil {
+			return nil, err
+		}
+	}
+	inline := poll.Config{Method: poll.Inline, Role: cfg.Baseline.Role, STS: cfg.Bed.STS(), Region: testbed.Region, Token: cfg.Token}
+	if err := follow(cfg.Baseline, inline, r.noteBaseline); err != nil {
+		return nil, err
+	}
+	following.Wait()
+	if err := ctx.Err(); err != nil {
+		return nil, fmt.Errorf("rotations seen: %v of %d: %w", r.seen, cfg.Rotations, context.Cause(ctx))
+	}
+	byTime := func(a, b poll.Sample) int { return a.At.Compare(b.At) }
+	slices.SortFunc(r.result.Samples, byTime)
+	slices.SortFunc(r.result.Baseline, byTime)
+	return &r.result, errors.Join(r.errs...)
+}
+
+// run is a Result in the making.
+type run struct {
+	cfg  Config
+	stop context.CancelFunc
+
+	mu     sync.Mutex // guards the following
+	result Result
+	seen   []int // rotations, by pod
+	errs   []error
+}
+
+// note takes one of pod i's samples, and returns the key it holds now. previous is the one it held before.
+func (r *run) note(i int, s poll.Sample, previous string) string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.result.Requests++
+	r.result.Samples = append(r.result.Samples, s)
+	if problem := r.problem(s, r.cfg.Pods[i].Role); problem != "" {
+		r.result.Failures++
+		if len(r.result.Failed) < MaxFailed {
+			r.result.Failed = append(r.result.Failed, problem)
+		}
+		return previous
+	}
+	if previous == "" || previous == s.Key {
+		return s.Key
+	}
+	r.seen[i]++
+	if all := slices.Min(r.seen); all > r.result.Rotations {
+		r.result.Rotations = all
+		if r.cfg.Progress != nil {
+			r.cfg.Progress(all)
+		}
+		if all >= r.cfg.Rotations {
+			r.stop()
+		}
+	}
+	return s.Key
+}
+
+// problem says what is wrong with a sample of a pod that must get role; nothing is the empty string.
+func (r *run) problem(s poll.Sample, role string) string {
+	if s.Error != "" {
+		return s.Error
+	}
+	session, ok := r.cfg.Bed.AWS.LookupSession(s.Key)
+	if !ok || session.RoleARN != role {
+		return fmt.Sprintf("credentials %s are of %q, want %q", s.Key, session.RoleARN, role)
+	}
+	return ""
+}
+
+func (r *run) noteBaseline(s poll.Sample) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.result.Baseline = append(r.result.Baseline, s)
+	if s.Error != "" {
+		r.errs = append(r.errs, fmt.Errorf("baseline: %s", s.Error))
+	}
+}
+
+func (r *run) fail(err error) {
+	if err == nil {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.errs = append(r.errs, err)
+	r.stop()
+}
+
+func roleName(arn string) string { return arn[strings.LastIndexByte(arn, '/')+1:] }

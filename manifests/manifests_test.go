@@ -1,0 +1,114 @@
+// Package manifests_test holds what `kubectl apply -k` sends against what the agent needs.
+package manifests_test
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/yaml"
+
+	"github.com/podrole/podrole/pkg/config"
+)
+
+// decode reads every document of the base, strictly: a misspelt field is an error here, while the API server only warns.
+func decode(t *testing.T) map[string]any {
+	t.Helper()
+	files, err := filepath.Glob("base/*.yaml")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no manifests: %v", err)
+	}
+	objects := map[string]any{}
+	for _, file := range files {
+		if filepath.Base(file) == "kustomization.yaml" {
+			continue
+		}
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for document := range bytes.SplitSeq(text, []byte("\n---\n")) {
+			var kind metav1.TypeMeta
+			if err := yaml.Unmarshal(document, &kind); err != nil {
+				t.Fatalf("%s: %v", file, err)
+			}
+			object, known := map[string]any{
+				"Namespace":          &corev1.Namespace{},
+				"ServiceAccount":     &corev1.ServiceAccount{},
+				"ClusterRole":        &rbacv1.ClusterRole{},
+				"ClusterRoleBinding": &rbacv1.ClusterRoleBinding{},
+				"DaemonSet":          &appsv1.DaemonSet{},
+			}[kind.Kind]
+			if !known || objects[kind.Kind] != nil {
+				t.Fatalf("%s: a %s more than the agent uses", file, kind.Kind)
+			}
+			if err := yaml.UnmarshalStrict(document, object); err != nil {
+				t.Errorf("%s: %s: %v", file, kind.Kind, err)
+			}
+			objects[kind.Kind] = object
+		}
+	}
+	return objects
+}
+
+// TestRightsAreThoseTheAgentUses: list and watch for the informers, create for TokenRequest, nothing else.
+func TestRightsAreThoseTheAgentUses(t *testing.T) {
+	want := []rbacv1.PolicyRule{
+		{APIGroups: []string{""}, Resources: []string{"pods", "serviceaccounts", "namespaces"}, Verbs: []string{"list", "watch"}},
+		{APIGroups: []string{""}, Resources: []string{"serviceaccounts/token"}, Verbs: []string{"create"}},
+	}
+	if diff := cmp.Diff(want, decode(t)["ClusterRole"].(*rbacv1.ClusterRole).Rules); diff != "" {
+		t.Errorf("rights (-want +got):\n%s", diff)
+	}
+}
+
+func TestDaemonSetIsHardened(t *testing.T) {
+	pod := decode(t)["DaemonSet"].(*appsv1.DaemonSet).Spec.Template.Spec
+	container := pod.Containers[0]
+	context := container.SecurityContext
+	switch {
+	case context == nil || context.Privileged != nil || context.AllowPrivilegeEscalation == nil || *context.AllowPrivilegeEscalation:
+		t.Error("the container may gain privileges")
+	case !slices.Equal(context.Capabilities.Drop, []corev1.Capability{"ALL"}):
+		t.Error("capabilities are not dropped")
+	case !slices.Equal(context.Capabilities.Add, []corev1.Capability{"NET_ADMIN", "NET_RAW"}):
+		t.Errorf("capabilities added: %v", context.Capabilities.Add)
+	case context.ReadOnlyRootFilesystem == nil || !*context.ReadOnlyRootFilesystem:
+		t.Error("the root file system can be written to")
+	case context.SeccompProfile == nil || context.SeccompProfile.Type != corev1.SeccompProfileTypeRuntimeDefault:
+		t.Error("no seccomp profile")
+	}
+	if pod.HostPID || pod.HostIPC || !pod.HostNetwork {
+		t.Error("want the node's network, and neither its processes nor its IPC")
+	}
+	if len(container.Ports) > 0 {
+		t.Error("a declared port is a port of the node, and keeps a second agent from being scheduled beside this one")
+	}
+}
+
+// TestSettingsExist holds arguments and environment against the flags.
+func TestSettingsExist(t *testing.T) {
+	var reference bytes.Buffer
+	if err := config.WriteReference(&reference); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range decode(t)["DaemonSet"].(*appsv1.DaemonSet).Spec.Template.Spec.Containers {
+		for _, variable := range c.Env {
+			flag := "--" + strings.ReplaceAll(strings.ToLower(strings.TrimPrefix(variable.Name, "PODROLE_")), "_", "-")
+			if !strings.HasPrefix(variable.Name, "PODROLE_") || !strings.Contains(reference.String(), flag) {
+				t.Errorf("no flag is called %s", variable.Name)
+			}
+		}
+		if !slices.Equal(c.Args, []string{"run"}) {
+			t.Errorf("arguments are %q; settings belong in the environment, which patches can add to", c.Args)
+		}
+	}
+}

@@ -1,0 +1,295 @@
+package agent
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"golang.org/x/sync/errgroup"
+	"k8s.io/klog/v2"
+
+	"github.com/podrole/podrole/pkg/cache"
+	"github.com/podrole/podrole/pkg/config"
+	"github.com/podrole/podrole/pkg/identity"
+	"github.com/podrole/podrole/pkg/proxy"
+	"github.com/podrole/podrole/pkg/proxy/metadata"
+	"github.com/podrole/podrole/pkg/role"
+	"github.com/podrole/podrole/pkg/sts"
+	"github.com/podrole/podrole/pkg/telemetry"
+)
+
+const (
+	// warmUp is how long pods are kept from an agent that has no sessions for them yet.
+	warmUp = 10 * time.Second
+	// tokenKeySize is the size of the key that signs IMDSv2 tokens, in bytes.
+	tokenKeySize = 32
+)
+
+// Run guards the node, serves its pods, and returns when ctx has ended and the requests in flight are answered. Guard
+// and rules stay in place: until the next agent is up, pods are refused. It needs the right to change the network of
+// the namespace it runs in (root, or CAP_NET_ADMIN and CAP_NET_RAW).
+func Run(ctx context.Context, cfg config.Config, logger *slog.Logger) error {
+	klog.SetSlogLogger(logger) // client-go's own messages
+	a := &agent{cfg: cfg, logger: logger}
+	if err := a.telemetry(); err != nil {
+		return err
+	}
+	var err error
+	if a.redirect, err = openRedirect(ctx, cfg, a.metrics.RedirectChecked, logger); err != nil {
+		return err
+	}
+	defer a.redirect.close()
+	// First of all: whatever fails below, pods do not reach the node's role.
+	if err := a.redirect.guard(); err != nil {
+		return err
+	}
+	if err := a.assemble(ctx); err != nil {
+		return err
+	}
+	return a.run(ctx)
+}
+
+// Uninstall takes rules, guard and address away, and leaves the node as it was before podrole.
+func Uninstall(ctx context.Context, cfg config.Config, logger *slog.Logger) error {
+	r, err := openRedirect(ctx, cfg, func(bool, bool) {}, logger)
+	if err != nil {
+		return err
+	}
+	defer r.close()
+	return r.remove(ctx)
+}
+
+// agent is one run's set of parts.
+type agent struct {
+	cfg    config.Config
+	logger *slog.Logger
+
+	metrics     *telemetry.Metrics
+	redirect    *redirect
+	kube        kube
+	cache       *cache.Cache
+	assignments *assignments
+	directory   *identity.Directory
+	proxy       *proxy.Server
+	known       metadata.Static // of the node, without asking its metadata service
+	status      status
+}
+
+func (a *agent) telemetry() (err error) {
+	a.metrics, err = telemetry.New(telemetry.Config{
+		Sessions: func(yield func(telemetry.SessionLife) bool) {
+			if a.cache == nil {
+				return
+			}
+			for s := range a.cache.Sessions() {
+				life := telemetry.SessionLife{
+					Namespace:      s.Grant.Namespace,
+					ServiceAccount: s.Grant.ServiceAccount,
+					Left:           time.Until(s.Credentials.Expiration),
+				}
+				if !yield(life) {
+					return
+				}
+			}
+		},
+		DeniedPods: func() map[string]int {
+			if a.assignments == nil {
+				return nil
+			}
+			return a.assignments.deniedPods()
+		},
+	})
+	return err
+}
+
+// assemble makes the parts and connects them. Nothing runs yet.
+func (a *agent) assemble(ctx context.Context) error {
+	own, err := ownAWS(ctx, a.cfg)
+	if err != nil {
+		return err
+	}
+	if a.kube, err = openKube(a.cfg, a.logger); err != nil {
+		return err
+	}
+	minter, err := a.minter(own)
+	if err != nil {
+		return err
+	}
+	a.cache, err = cache.New(cache.Config{
+		Minter: minter,
+		Render: proxy.RenderCredentials,
+		Rate:   a.cfg.STS.Rate,
+		Logger: a.logger,
+		Observe: func(o cache.Outcome) {
+			if o.Err == nil {
+				a.metrics.Minted("ok")
+				return
+			}
+			a.metrics.Minted(sts.KindOf(o.Err).String())
+		},
+	})
+	if err != nil {
+		return err
+	}
+	a.assignments = newAssignments(policyOf(a.cfg), a.cache, a.metrics.Denied, a.logger)
+	a.directory, err = identity.New(identity.Config{Sources: a.kube.sources, Follower: a.assignments, Logger: a.logger})
+	if err != nil {
+		return err
+	}
+	key := make([]byte, tokenKeySize)
+	if _, err := rand.Read(key); err != nil {
+		return fmt.Errorf("make token key: %w", err)
+	}
+	a.known = metadata.Static{Region: own.Region, Zone: a.cfg.Metadata.AvailabilityZone}
+	a.proxy, err = proxy.New(proxy.Config{
+		Identity: a.directory,
+		Roles:    a.assignments,
+		Sessions: a.cache,
+		Keys:     [][]byte{key},
+		IMDSv1:   a.cfg.Metadata.IMDSv1,
+		Metadata: metadata.FromStatic(a.known),
+		Wait:     a.cfg.Metadata.RequestWait,
+		Grace:    a.cfg.Shutdown.Drain,
+		Observe: func(route proxy.Route, code int, took time.Duration) {
+			a.metrics.Served(string(route), code, took)
+		},
+		Logger: a.logger,
+	})
+	return err
+}
+
+func (a *agent) minter(own aws.Config) (*sts.Minter, error) {
+	cfg := sts.Config{
+		Region:  own.Region,
+		Timeout: a.cfg.STS.Timeout,
+		Observe: a.metrics.STSCalled,
+	}
+	if a.cfg.STS.Endpoint != nil {
+		cfg.Endpoint = a.cfg.STS.Endpoint.String()
+	}
+	if a.cfg.STS.CredentialSource == role.AssumeRole {
+		cfg.Credentials = own.Credentials
+		return sts.New(cfg)
+	}
+	tokens, err := sts.NewTokenRequester(sts.TokenConfig{
+		Client:   a.kube.client.CoreV1(),
+		Lifetime: a.cfg.STS.TokenLifetime,
+		Logger:   a.logger,
+		Observe:  a.metrics.STSCalled,
+	})
+	if err != nil {
+		return nil, err
+	}
+	cfg.Tokens = tokens
+	return sts.New(cfg)
+}
+
+func policyOf(cfg config.Config) *role.Policy {
+	keys := role.DefaultKeys()
+	keys.RoleARN = cfg.Roles.RoleARNAnnotation
+	keys.IRSARoleARN = cfg.Roles.IRSARoleARNAnnotation
+	keys.PodRole = cfg.Roles.PodRoleAnnotation
+	return &role.Policy{
+		Keys:              keys,
+		Source:            cfg.STS.CredentialSource,
+		BaseARN:           cfg.Roles.BaseRoleARN,
+		DefaultRole:       cfg.Roles.DefaultRole,
+		PodAnnotations:    cfg.Roles.PodRoleAnnotations,
+		RequirePermission: cfg.Roles.RequireNamespacePermission,
+		Duration:          cfg.Roles.SessionDuration,
+		Audiences:         cfg.STS.Audiences,
+		SessionTags:       cfg.Roles.SessionTags,
+		Cluster:           cfg.Cluster.ClusterName,
+		Node:              cfg.Cluster.NodeName,
+	}
+}
+
+// run runs the parts. The workers outlive the proxy, so that requests in flight at the end are still answered.
+func (a *agent) run(ctx context.Context) error {
+	work, stopWork := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopWork()
+	workers, work := errgroup.WithContext(work)
+	workers.Go(func() error { return a.directory.Run(work) })
+	workers.Go(func() error { return a.cache.Run(work) })
+	if a.kube.run != nil {
+		workers.Go(func() error { return a.kube.run(work) })
+	}
+	if a.cfg.Metadata.Upstream {
+		workers.Go(func() error { keepMetadata(work, a.cfg, a.known, a.proxy, a.logger); return nil })
+	}
+	if address := a.cfg.Observability.MetricsAddress; address != "" {
+		handler := a.status.handler(a.metrics.Handler())
+		workers.Go(func() error { serveHTTP(work, address, handler, a.logger); return nil })
+	}
+
+	serve, stopServing := context.WithCancel(ctx)
+	defer stopServing()
+	defer context.AfterFunc(work, stopServing)() // a worker that fails ends the agent
+	err := a.serve(serve, workers, work)
+
+	stopWork()
+	err = errors.Join(err, workers.Wait())
+	a.logger.Info("agent ended; guard and rules stay in place")
+	return errors.Join(err, a.metrics.Shutdown(context.WithoutCancel(ctx)))
+}
+
+// serve answers pods until ctx ends. Pods are led here only when there is something to answer.
+func (a *agent) serve(ctx context.Context, workers *errgroup.Group, work context.Context) error {
+	listeners, rules, err := a.redirect.listen(ctx)
+	if err != nil {
+		return err
+	}
+	serving, ctx := errgroup.WithContext(ctx)
+	for _, l := range listeners {
+		serving.Go(func() error { return a.proxy.Serve(ctx, l) })
+	}
+	serving.Go(func() error {
+		if !a.warm(ctx) {
+			return nil // ended before it began
+		}
+		if err := a.redirect.install(ctx, rules); err != nil {
+			return err
+		}
+		workers.Go(func() error { a.redirect.sweep(work, rules, a.cfg.Redirect.Sweep); return nil })
+		a.metrics.RedirectChecked(false, true)
+		a.status.ready.Store(true)
+		a.logger.Info("agent ready")
+		return nil
+	})
+	err = serving.Wait()
+	a.status.ready.Store(false)
+	return err
+}
+
+// warm waits until the pods of this node are known and decided on, and their sessions minted. Sessions that take longer than
+// warmUp, or that AWS denies, are not waited for. It returns false when ctx ended.
+func (a *agent) warm(ctx context.Context) bool {
+	const remind = 10 * time.Second
+	reminder := time.NewTicker(remind)
+	defer reminder.Stop()
+	for synced := false; !synced; {
+		select {
+		case <-a.directory.Synced():
+			synced = true
+		case <-reminder.C:
+			a.logger.Warn("still waiting for the API server to name the pods of this node; pods are refused meanwhile")
+		case <-ctx.Done():
+			return false
+		}
+	}
+	bounded, cancel := context.WithTimeout(ctx, warmUp)
+	defer cancel()
+	cold := 0
+	grants := a.assignments.grants()
+	for g := range grants {
+		if _, err := a.cache.Get(bounded, g); err != nil {
+			cold++
+		}
+	}
+	a.logger.Info("pods of this node are decided on", "grants", len(grants), "without_session", cold)
+	return ctx.Err() == nil
+}

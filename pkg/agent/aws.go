@@ -1,0 +1,75 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	awsconfig "github.com/aws/aws-sdk-go-v2/config"
+	"github.com/aws/aws-sdk-go-v2/feature/ec2/imds"
+
+	"github.com/podrole/podrole/pkg/config"
+	"github.com/podrole/podrole/pkg/proxy"
+	"github.com/podrole/podrole/pkg/proxy/metadata"
+)
+
+// upstreamTimeout bounds what is asked of the node's own metadata service in one go.
+const upstreamTimeout = 5 * time.Second
+
+// nodeMetadata is a client of the node's own metadata service.
+func nodeMetadata(cfg config.Config) *imds.Client {
+	return imds.New(imds.Options{Endpoint: "http://" + netip.AddrPortFrom(cfg.Metadata.Address, 80).String()})
+}
+
+// ownAWS is the agent's own AWS configuration: credentials from the environment, files or the node's metadata service,
+// as every SDK finds them, and the region.
+func ownAWS(ctx context.Context, cfg config.Config) (aws.Config, error) {
+	own, err := awsconfig.LoadDefaultConfig(ctx,
+		awsconfig.WithRegion(cfg.STS.Region),
+		awsconfig.WithEC2IMDSEndpoint("http://"+netip.AddrPortFrom(cfg.Metadata.Address, 80).String()))
+	if err != nil {
+		return aws.Config{}, fmt.Errorf("load AWS configuration: %w", err)
+	}
+	if own.Region != "" {
+		return own, nil
+	}
+	if !cfg.Metadata.Upstream {
+		return aws.Config{}, errors.New("the AWS region is unknown: set --sts-region, or let --metadata-upstream find it")
+	}
+	ctx, cancel := context.WithTimeout(ctx, upstreamTimeout)
+	defer cancel()
+	found, err := nodeMetadata(cfg).GetRegion(ctx, &imds.GetRegionInput{})
+	if err != nil {
+		return aws.Config{}, fmt.Errorf("the AWS region is unknown: set --sts-region (the node's metadata service does not say: %w)", err)
+	}
+	own.Region = found.Region
+	return own, nil
+}
+
+// keepMetadata fetches what pods may read of the node's metadata, until one fetch succeeds or ctx ends; pods are served
+// what flags say meanwhile. None of it changes in an instance's life.
+func keepMetadata(ctx context.Context, cfg config.Config, static metadata.Static, server *proxy.Server, logger *slog.Logger) {
+	client := nodeMetadata(cfg)
+	const longest = 5 * time.Minute
+	for pause := time.Second; ; pause = min(2*pause, longest) {
+		snapshot, err := func() (*metadata.Snapshot, error) {
+			ctx, cancel := context.WithTimeout(ctx, upstreamTimeout)
+			defer cancel()
+			return metadata.Load(ctx, client, metadata.Policy{InstanceFacts: true}, static)
+		}()
+		server.SetMetadata(snapshot)
+		if err == nil || ctx.Err() != nil {
+			return
+		}
+		logger.Warn("the node's metadata cannot be read; pods are told what flags say", "retry_in", pause, "error", err)
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(pause):
+		}
+	}
+}

@@ -1,0 +1,59 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync/atomic"
+	"time"
+)
+
+// status is what probes ask.
+type status struct{ ready atomic.Bool }
+
+// handler serves metrics and probes to operators and the kubelet, never to pods.
+func (s *status) handler(metrics http.Handler) http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", metrics)
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("ok\n")) })
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		if !s.ready.Load() {
+			http.Error(w, "not ready: pods are not redirected yet", http.StatusServiceUnavailable)
+			return
+		}
+		_, _ = w.Write([]byte("ok\n"))
+	})
+	return mux
+}
+
+// serveHTTP serves handler on address until ctx ends. While the address is taken, as by the agent that this one is about to
+// replace, it tries again: an agent without metrics is better than none.
+func serveHTTP(ctx context.Context, address string, handler http.Handler, logger *slog.Logger) {
+	const retry = 2 * time.Second
+	for said := false; ; said = true {
+		l, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
+		if err == nil {
+			serveUntil(ctx, l, handler, logger)
+			return
+		}
+		if !said {
+			logger.Warn("cannot serve metrics and probes yet", "address", address, "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(retry):
+		}
+	}
+}
+
+func serveUntil(ctx context.Context, l net.Listener, handler http.Handler, logger *slog.Logger) {
+	server := &http.Server{Handler: handler, ReadHeaderTimeout: 5 * time.Second, ErrorLog: slog.NewLogLogger(logger.Handler(), slog.LevelDebug)}
+	stop := context.AfterFunc(ctx, func() { _ = server.Close() })
+	defer stop()
+	if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		logger.Error("metrics and probes are no longer served", "error", err)
+	}
+}

@@ -1,0 +1,72 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/metadata"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/podrole/podrole/pkg/config"
+	"github.com/podrole/podrole/pkg/identity"
+	"github.com/podrole/podrole/pkg/kubefiles"
+)
+
+// kube is where Kubernetes objects and ServiceAccount tokens come from.
+type kube struct {
+	sources identity.Sources
+	client  kubernetes.Interface            // nil where there is no API server
+	run     func(ctx context.Context) error // follows the source itself; nil where informers do all
+}
+
+func openKube(cfg config.Config, logger *slog.Logger) (kube, error) {
+	if dir := cfg.Cluster.KubeObjects; dir != "" {
+		store, err := kubefiles.Open(dir, logger)
+		if err != nil {
+			return kube{}, err
+		}
+		logger.Info("objects come from a folder instead of an API server; credentials come by assume-role", "folder", dir)
+		return kube{
+			sources: identity.Sources{
+				Pods:            store.Pods(cfg.Cluster.NodeName),
+				ServiceAccounts: store.ServiceAccounts,
+				Namespaces:      store.Namespaces,
+			},
+			run: store.Run,
+		}, nil
+	}
+	rc, err := restConfig(cfg.Cluster.Kubeconfig)
+	if err != nil {
+		return kube{}, err
+	}
+	// One TokenRequest per mint at most: the client must not be what sessions wait for.
+	rc.QPS, rc.Burst = 50, 100
+	rc.UserAgent = "podrole"
+	client, err := kubernetes.NewForConfig(rc)
+	if err != nil {
+		return kube{}, fmt.Errorf("make Kubernetes client: %w", err)
+	}
+	objects, err := metadata.NewForConfig(rc)
+	if err != nil {
+		return kube{}, fmt.Errorf("make Kubernetes metadata client: %w", err)
+	}
+	return kube{sources: identity.ClusterSources(client, objects, cfg.Cluster.NodeName), client: client}, nil
+}
+
+func restConfig(kubeconfig string) (*rest.Config, error) {
+	if kubeconfig == "" {
+		rc, err := rest.InClusterConfig()
+		if err != nil {
+			return nil, fmt.Errorf("find the API server: %w; outside a cluster give --kubeconfig or --kube-objects", err)
+		}
+		return rc, nil
+	}
+	rc, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
+	if err != nil {
+		return nil, fmt.Errorf("read --kubeconfig: %w", err)
+	}
+	return rc, nil
+}

@@ -1,0 +1,275 @@
+package config
+
+import (
+	"strings"
+	"time"
+
+	"github.com/podrole/podrole/pkg/role"
+)
+
+// Limits that are not ours.
+const (
+	// minTokenLifetime is the shortest a TokenRequest may ask for
+	// (https://kubernetes.io/docs/reference/kubernetes-api/authentication-resources/token-request-v1/).
+	minTokenLifetime = 10 * time.Minute
+	// maxTokenLifetime is the longest AWS accepts a token for: it refuses one issued more than a day ago.
+	maxTokenLifetime = 24 * time.Hour
+	// maxRequestWait keeps the answer within the second after which most SDKs give up.
+	maxRequestWait = 950 * time.Millisecond
+)
+
+// topic is a heading of the help text.
+type topic string
+
+const (
+	topicCluster       topic = "Cluster"
+	topicRoles         topic = "Roles"
+	topicSTS           topic = "STS"
+	topicMetadata      topic = "Metadata"
+	topicRedirect      topic = "Redirect"
+	topicObservability topic = "Observability"
+	topicShutdown      topic = "Shutdown"
+)
+
+// topics returns the headings in the order in which they are printed.
+func topics() []topic {
+	return []topic{
+		topicCluster, topicRoles, topicSTS, topicMetadata, topicRedirect, topicObservability, topicShutdown,
+	}
+}
+
+// setting is one row of the table: all there is to know about one flag and its environment variable.
+type setting struct {
+	topic     topic
+	name      string                   // of the flag, without dashes
+	value     string                   // placeholder of the value in the help text, which tells its unit; empty: a bool
+	preset    string                   // default, as a user would write it
+	unset     string                   // what happens by default, where preset is empty
+	help      string                   // what the setting does, in one or two lines
+	want      string                   // what to give instead of a wrong value; completes "give …"
+	also      string                   // another environment variable that is read when the flag and its own are not given
+	uninstall bool                     // whether podrole uninstall has it too
+	parse     func(value string) error // puts value into the Config, or says what is wrong with it
+}
+
+// variable is the name of the setting's environment variable.
+func (s *setting) variable() string {
+	return variablePrefix + strings.ToUpper(strings.ReplaceAll(s.name, "-", "_"))
+}
+
+// isBool tells whether the flag may stand without a value.
+func (s *setting) isBool() bool { return s.value == "" }
+
+// table returns every setting there is, in the order of the help text. Parsing a row fills in c.
+func table(c *Config) []setting {
+	keys := role.DefaultKeys()
+	return []setting{
+		{
+			topic: topicCluster, name: "node-name", value: "NAME",
+			unset: "none, required; with --kube-objects the host's name",
+			help:  "Name of the node, as spec.nodeName of its pods says it.",
+			want:  "the node's name, in a DaemonSet from the field spec.nodeName of the agent's pod",
+			parse: into(&c.Cluster.NodeName, optional(nodeName)),
+		}, {
+			topic: topicCluster, name: "kubeconfig", value: "FILE", unset: "the ServiceAccount of the agent's own pod",
+			help:  "How to reach the API server.",
+			want:  "the path of a kubeconfig file, or leave it out inside a cluster",
+			parse: into(&c.Cluster.Kubeconfig, text),
+		}, {
+			topic: topicCluster, name: "kube-objects", value: "DIR", unset: "an API server",
+			help: "Read Pods, ServiceAccounts and Namespaces from the YAML files of this folder, and follow their " +
+				"changes, instead of asking an API server. Implies --credential-source assume-role.",
+			want:  "the path of a folder, or leave it out to use an API server",
+			parse: into(&c.Cluster.KubeObjects, text),
+		}, {
+			topic: topicCluster, name: "cluster-name", value: "NAME", unset: "none",
+			help:  "Name of the cluster, for the session tag. Required with --session-tags.",
+			want:  "a name of at most 256 letters, digits, spaces and _.:/=+-@",
+			parse: into(&c.Cluster.ClusterName, optional(tagValue)),
+		},
+
+		{
+			topic: topicRoles, name: "base-role-arn", value: "ARN", unset: "none: only full ARNs are understood",
+			help:  "What is put before a role that is given by its bare name.",
+			want:  "the beginning of role ARNs, for example arn:aws:iam::111122223333:role/",
+			parse: into(&c.Roles.BaseRoleARN, optional(baseRoleARN)),
+		}, {
+			topic: topicRoles, name: "default-role", value: "ROLE", unset: "none: such pods get no credentials",
+			help:  "Role of pods for which no annotation names one: an ARN, or a name behind --base-role-arn.",
+			want:  "a role's ARN, for example arn:aws:iam::111122223333:role/app, or its name together with --base-role-arn",
+			parse: into(&c.Roles.DefaultRole, text),
+		}, {
+			topic: topicRoles, name: "role-arn-annotation", value: "KEY", preset: keys.RoleARN,
+			help:  "ServiceAccount annotation that names the role. The first to be looked at.",
+			want:  "an annotation key, for example " + keys.RoleARN,
+			parse: into(&c.Roles.RoleARNAnnotation, annotationKey),
+		}, {
+			topic: topicRoles, name: "irsa-role-arn-annotation", value: "KEY", preset: keys.IRSARoleARN,
+			help:  "ServiceAccount annotation that names the role for IRSA. Looked at where the one above is absent.",
+			want:  "an annotation key, for example " + keys.IRSARoleARN,
+			parse: into(&c.Roles.IRSARoleARNAnnotation, annotationKey),
+		}, {
+			topic: topicRoles, name: "pod-role-annotations", preset: "false",
+			help:  "Whether the pod's own annotation may name the role, as with kube2iam and kiam. Looked at last.",
+			want:  "true or false",
+			parse: into(&c.Roles.PodRoleAnnotations, boolean),
+		}, {
+			topic: topicRoles, name: "pod-role-annotation", value: "KEY", preset: keys.PodRole,
+			help:  "Pod annotation that names the role. Has a meaning with --pod-role-annotations only.",
+			want:  "an annotation key, for example " + keys.PodRole,
+			parse: into(&c.Roles.PodRoleAnnotation, annotationKey),
+		}, {
+			topic: topicRoles, name: "require-namespace-permission", preset: "true",
+			help: "Whether a role may be used only where an annotation of the Namespace permits it. Applies to " +
+				"--credential-source assume-role; with web-identity the role's trust policy decides.",
+			want:  "true or false",
+			parse: into(&c.Roles.RequireNamespacePermission, boolean),
+		}, {
+			topic: topicRoles, name: "session-duration", value: "DURATION", preset: "1h",
+			help: "How long credentials live, unless an annotation says otherwise: 15m to 12h, with assume-role at " +
+				"most 1h (the limit of AWS on a role assumed by a role).",
+			want:  "15m to 12h, with assume-role at most 1h",
+			parse: into(&c.Roles.SessionDuration, seconds(role.MinDuration, role.MaxDuration)),
+		}, {
+			topic: topicRoles, name: "session-tags", preset: "false",
+			help: "Whether sessions carry the tags cluster, namespace and service account. Every role's trust policy " +
+				"must then allow sts:TagSession.",
+			want:  "true or false",
+			parse: into(&c.Roles.SessionTags, boolean),
+		},
+
+		{
+			topic: topicSTS, name: "credential-source", value: "SOURCE", preset: "web-identity",
+			help: "web-identity: the token of the pod's ServiceAccount, no AWS credentials on the node. assume-role: " +
+				"the node's or the agent's own credentials, as kube2iam and kiam do; the default with --kube-objects.",
+			want:  "web-identity or assume-role",
+			parse: into(&c.STS.CredentialSource, oneOf(role.WebIdentity, role.AssumeRole)),
+		}, {
+			topic: topicSTS, name: "sts-region", value: "REGION", unset: "AWS_REGION, else the node's metadata",
+			help:  "Region whose STS is called.",
+			want:  "an AWS region, for example eu-central-1",
+			also:  "AWS_REGION",
+			parse: into(&c.STS.Region, optional(region)),
+		}, {
+			topic: topicSTS, name: "sts-endpoint", value: "URL", unset: "the region's own endpoint",
+			help:  "Where STS is called instead, for a VPC endpoint with its own name or an AWS stand-in.",
+			want:  "a URL without credentials or query, for example https://sts.eu-central-1.amazonaws.com",
+			parse: into(&c.STS.Endpoint, optional(endpoint)),
+		}, {
+			topic: topicSTS, name: "audiences", value: "LIST", preset: "sts.amazonaws.com",
+			help:  "Audiences that ServiceAccount tokens may be asked for, separated by commas. The first is the default.",
+			want:  "audiences separated by commas, for example sts.amazonaws.com",
+			parse: into(&c.STS.Audiences, audiences),
+		}, {
+			topic: topicSTS, name: "token-lifetime", value: "DURATION", preset: "6h",
+			help: "How long ServiceAccount tokens live, 10m to 24h. Sessions outlast an API server that is down for " +
+				"that long.",
+			want:  "10m to 24h, for example 6h",
+			parse: into(&c.STS.TokenLifetime, seconds(minTokenLifetime, maxTokenLifetime)),
+		}, {
+			topic: topicSTS, name: "sts-rate", value: "CALLS/S", preset: "10",
+			help:  "How many calls per second this node makes to STS at most.",
+			want:  "calls per second, for example 10",
+			parse: into(&c.STS.Rate, rate),
+		}, {
+			topic: topicSTS, name: "sts-timeout", value: "DURATION", preset: "10s",
+			help:  "How long one call to STS may take, 100ms to 1m.",
+			want:  "100ms to 1m, for example 10s",
+			parse: into(&c.STS.Timeout, duration(100*time.Millisecond, time.Minute)),
+		},
+
+		{
+			topic: topicMetadata, name: "metadata-address", value: "IP", preset: "169.254.169.254", uninstall: true,
+			help:  "IPv4 address of the metadata service, as pods call it.",
+			want:  "an IPv4 address, for example 169.254.169.254",
+			parse: into(&c.Metadata.Address, ipv4),
+		}, {
+			topic: topicMetadata, name: "metadata-address-ipv6", value: "IP", preset: "fd00:ec2::254", uninstall: true,
+			help:  "IPv6 address of the metadata service, as pods call it.",
+			want:  "an IPv6 address, for example fd00:ec2::254",
+			parse: into(&c.Metadata.AddressIPv6, ipv6),
+		}, {
+			topic: topicMetadata, name: "imdsv1", preset: "true",
+			help: "Whether requests without a session token (IMDSv1) are answered. SDKs from before November 2019 " +
+				"know no others.",
+			want:  "true or false",
+			parse: into(&c.Metadata.IMDSv1, boolean),
+		}, {
+			topic: topicMetadata, name: "request-wait", value: "DURATION", preset: "900ms",
+			help: "How long a request may wait for its pod to become known before it is answered 503, 0 to 950ms. " +
+				"Most SDKs give up after a second.",
+			want:  "0 to 950ms, for example 900ms",
+			parse: into(&c.Metadata.RequestWait, duration(0, maxRequestWait)),
+		}, {
+			topic: topicMetadata, name: "availability-zone", value: "ZONE", unset: "the node's metadata or labels",
+			help:  "Availability zone that pods are told.",
+			want:  "an availability zone, for example eu-central-1a",
+			parse: into(&c.Metadata.AvailabilityZone, optional(zone)),
+		}, {
+			topic: topicMetadata, name: "metadata-upstream", preset: "true",
+			help: "Whether region, zone and facts of the node are read from the node's own metadata service. Credentials " +
+				"never are.",
+			want:  "true or false",
+			parse: into(&c.Metadata.Upstream, boolean),
+		},
+
+		{
+			topic: topicRedirect, name: "agent-address", value: "IP", preset: "169.254.77.1", uninstall: true,
+			help:  "IPv4 address on the loopback interface to which pod traffic is redirected, the same on every node.",
+			want:  "a free address in 169.254.0.0/16, for example 169.254.77.1",
+			parse: into(&c.Redirect.AgentAddress, agentIPv4),
+		}, {
+			topic: topicRedirect, name: "agent-address-ipv6", value: "IP", preset: "fd70:6f64:726f:6c65::1",
+			uninstall: true,
+			help:      "The same for IPv6.",
+			want:      "a free address in fd00::/8, for example fd70:6f64:726f:6c65::1",
+			parse:     into(&c.Redirect.AgentAddressIPv6, agentIPv6),
+		}, {
+			topic: topicRedirect, name: "iptables-backend", value: "BACKEND", preset: string(BackendAuto), uninstall: true,
+			help:  "Which iptables holds the rules: nft, legacy, or auto for the one that the host uses.",
+			want:  "auto, nft or legacy",
+			parse: into(&c.Redirect.IPTablesBackend, oneOf(BackendAuto, BackendNFT, BackendLegacy)),
+		}, {
+			topic: topicRedirect, name: "guard-except-dns", preset: "false", uninstall: true,
+			help: "Let pods reach port 53 of the metadata address: for nodes, as on GCE, whose DNS resolver has the " +
+				"same address.",
+			want:  "true or false",
+			parse: into(&c.Redirect.GuardExceptDNS, boolean),
+		}, {
+			topic: topicRedirect, name: "ipv6", value: "MODE", preset: string(ModeAuto), uninstall: true,
+			help:  "Whether IPv6 traffic is redirected and guarded: on, off, or auto for nodes that have IPv6.",
+			want:  "auto, on or off",
+			parse: into(&c.Redirect.IPv6, oneOf(ModeAuto, ModeOn, ModeOff)),
+		}, {
+			topic: topicRedirect, name: "redirect-sweep", value: "DURATION", preset: "10s",
+			help:  "How often rules and guard are compared with what they should be, 100ms to 10m.",
+			want:  "100ms to 10m, for example 10s",
+			parse: into(&c.Redirect.Sweep, duration(100*time.Millisecond, 10*time.Minute)),
+		},
+
+		{
+			topic: topicObservability, name: "metrics-address", value: "[IP]:PORT", preset: ":9716",
+			help:  "Where metrics and health are served over HTTP; empty for nowhere. Without an IP: on every address.",
+			want:  "[IP]:PORT, for example :9716 or 127.0.0.1:9716, or nothing to switch it off",
+			parse: into(&c.Observability.MetricsAddress, optional(listenAddress)),
+		}, {
+			topic: topicObservability, name: "log-level", value: "LEVEL", preset: "info", uninstall: true,
+			help:  "Least level that is logged: debug, info, warn or error.",
+			want:  "debug, info, warn or error",
+			parse: into(&c.Observability.LogLevel, level),
+		}, {
+			topic: topicObservability, name: "log-format", value: "FORMAT", preset: string(LogJSON), uninstall: true,
+			help:  "How log records are written: text or json.",
+			want:  "text or json",
+			parse: into(&c.Observability.LogFormat, oneOf(LogText, LogJSON)),
+		},
+
+		{
+			topic: topicShutdown, name: "drain", value: "DURATION", preset: "2s",
+			help: "How long the agent goes on answering requests that have begun when it is told to stop, 0 to 20s. " +
+				"Stay below the pod's terminationGracePeriodSeconds.",
+			want:  "0 to 20s, for example 2s",
+			parse: into(&c.Shutdown.Drain, duration(0, 20*time.Second)),
+		},
+	}
+}

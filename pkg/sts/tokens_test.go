@@ -1,0 +1,307 @@
+package sts_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	authenticationv1 "k8s.io/api/authentication/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/client-go/kubernetes/fake"
+	clienttesting "k8s.io/client-go/testing"
+
+	"github.com/podrole/podrole/pkg/role"
+	"github.com/podrole/podrole/pkg/sts"
+)
+
+// apiServer answers TokenRequests with numbered tokens, unless told to fail.
+type apiServer struct {
+	mu       sync.Mutex // guards the following
+	latency  time.Duration
+	fail     error
+	granted  time.Duration // instead of what is asked for
+	requests []authenticationv1.TokenRequest
+	accounts []string
+}
+
+// requester returns a TokenRequester that asks s.
+func (s *apiServer) requester(t *testing.T, cfg sts.TokenConfig) *sts.TokenRequester {
+	t.Helper()
+	clientset := fake.NewClientset()
+	clientset.PrependReactor("create", "serviceaccounts", func(action clienttesting.Action) (bool, runtime.Object, error) {
+		create := action.(clienttesting.CreateActionImpl)
+		if create.Subresource != "token" {
+			return false, nil, nil
+		}
+		s.mu.Lock()
+		in := create.Object.(*authenticationv1.TokenRequest).DeepCopy()
+		s.requests = append(s.requests, *in)
+		s.accounts = append(s.accounts, create.Namespace+"/"+create.Name)
+		n, latency, granted := len(s.requests), s.latency, s.granted
+		s.mu.Unlock()
+		time.Sleep(latency) // 0 outside a bubble
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.fail != nil {
+			return true, nil, s.fail
+		}
+		if granted == 0 {
+			granted = time.Duration(*in.Spec.ExpirationSeconds) * time.Second
+		}
+		in.Status = authenticationv1.TokenRequestStatus{
+			Token: fmt.Sprintf("token-%d", n), ExpirationTimestamp: metav1.NewTime(time.Now().Add(granted)),
+		}
+		return true, in, nil
+	})
+	cfg.Client = clientset.CoreV1()
+	r, err := sts.NewTokenRequester(cfg)
+	check(t, err)
+	return r
+}
+
+func (s *apiServer) set(change func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	change()
+}
+
+func (s *apiServer) count() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.requests)
+}
+
+func wantToken(t *testing.T, r *sts.TokenRequester, want string) {
+	t.Helper()
+	got, err := r.Token(t.Context(), caller, audience)
+	if err != nil || got != want {
+		t.Fatalf("Token = %q, %v, want %q", got, err, want)
+	}
+}
+
+func TestTokenRequest(t *testing.T) {
+	var s apiServer
+	observed := new(observer)
+	r := s.requester(t, sts.TokenConfig{Observe: observed.observe})
+	wantToken(t, r, "token-1")
+	want := authenticationv1.TokenRequestSpec{
+		Audiences:         []string{audience},
+		ExpirationSeconds: new(int64(6 * 60 * 60)),
+		BoundObjectRef: &authenticationv1.BoundObjectReference{
+			Kind: "Pod", APIVersion: "v1", Name: "api-0", UID: "6f1d",
+		},
+	}
+	if diff := cmp.Diff(want, s.requests[0].Spec); diff != "" {
+		t.Errorf("spec (-want +got):\n%s", diff)
+	}
+	if s.accounts[0] != "billing/api" {
+		t.Errorf("asked for a token of %s", s.accounts[0])
+	}
+	if diff := cmp.Diff([]string{"TokenRequest  OK"}, observed.take()); diff != "" {
+		t.Errorf("observed (-want +got):\n%s", diff)
+	}
+}
+
+func TestTokensAreReused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var s apiServer
+		r := s.requester(t, sts.TokenConfig{})
+		wantToken(t, r, "token-1")
+		time.Sleep(3*time.Hour - time.Second)
+		wantToken(t, r, "token-1")
+		other := caller
+		other.Name, other.UID = "api-1", "77aa"
+		if got, err := r.Token(t.Context(), other, audience); err != nil || got != "token-1" {
+			t.Errorf("another pod of the ServiceAccount got %q, %v", got, err)
+		}
+		for i, change := range []func(*role.Workload, *string){
+			func(p *role.Workload, _ *string) { p.ServiceAccount = "worker" },
+			func(p *role.Workload, _ *string) { p.Namespace = "other" },
+			func(_ *role.Workload, a *string) { *a = "sts.example.com" },
+		} {
+			p, a := caller, audience
+			change(&p, &a)
+			if got, err := r.Token(t.Context(), p, a); err != nil || got != fmt.Sprintf("token-%d", i+2) {
+				t.Errorf("%s/%s for %s got %q, %v", p.Namespace, p.ServiceAccount, a, got, err)
+			}
+		}
+		time.Sleep(2 * time.Second) // past half life
+		wantToken(t, r, "token-5")
+	})
+}
+
+func TestTokenThroughAnOutage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var s apiServer
+		r := s.requester(t, sts.TokenConfig{})
+		wantToken(t, r, "token-1")
+		time.Sleep(3*time.Hour + time.Minute) // half life
+		s.set(func() { s.fail = apierrors.NewServiceUnavailable("down"); s.requests = nil })
+		for range 177 {
+			wantToken(t, r, "token-1")
+			wantToken(t, r, "token-1")
+			time.Sleep(time.Minute)
+		}
+		if n := s.count(); n != 177 {
+			t.Errorf("%d requests in 177 minutes of outage, want one a minute", n)
+		}
+		wantToken(t, r, "token-1")
+		time.Sleep(time.Minute) // less than the margin left
+		_, err := r.Token(t.Context(), caller, audience)
+		wantError(t, err, sts.Transient, "ServiceUnavailable")
+		s.set(func() { s.fail = nil; s.requests = nil })
+		wantToken(t, r, "token-1")
+	})
+}
+
+func TestRenew(t *testing.T) {
+	var s apiServer
+	r := s.requester(t, sts.TokenConfig{})
+	r.Renew(caller, audience, "never-seen")
+	wantToken(t, r, "token-1")
+	r.Renew(caller, audience, "older")
+	r.Renew(caller, "other", "token-1")
+	wantToken(t, r, "token-1")
+	r.Renew(caller, audience, "token-1")
+	wantToken(t, r, "token-2")
+	s.set(func() { s.fail = errors.New("connection refused") })
+	r.Renew(caller, audience, "token-2")
+	wantToken(t, r, "token-2") // better a suspect token than none
+}
+
+func TestTokenOfDeletedServiceAccountIsDropped(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var s apiServer
+		r := s.requester(t, sts.TokenConfig{})
+		wantToken(t, r, "token-1")
+		time.Sleep(4 * time.Hour)
+		s.set(func() { s.fail = apierrors.NewNotFound(schema.GroupResource{Resource: "serviceaccounts"}, "api") })
+		for range 2 {
+			_, err := r.Token(t.Context(), caller, audience)
+			wantError(t, err, sts.Denied, "NotFound")
+		}
+	})
+}
+
+func TestTokenErrors(t *testing.T) {
+	pods, accounts := schema.GroupResource{Resource: "pods"}, schema.GroupResource{Resource: "serviceaccounts"}
+	kind := schema.GroupKind{Group: "authentication.k8s.io", Kind: "TokenRequest"}
+	tests := []struct {
+		name  string
+		err   error
+		kind  sts.Kind
+		code  string
+		text  string
+		label string
+	}{
+		{
+			"account_gone", apierrors.NewNotFound(accounts, "api"), sts.Denied, "NotFound",
+			"create ServiceAccount billing/api", "NotFound",
+		},
+		{"pod_gone", apierrors.NewNotFound(pods, "api-0"), sts.Transient, "NotFound", "", "NotFound"},
+		{"pod_replaced", apierrors.NewConflict(pods, "api-0", errors.New("uid")), sts.Transient, "Conflict", "", "Conflict"},
+		{
+			"forbidden", apierrors.NewForbidden(accounts, "api", errors.New("rbac")), sts.Transient, "Forbidden",
+			`allow the agent to create serviceaccounts/token of billing/api for audience "sts.amazonaws.com"`, "Forbidden",
+		},
+		{"policy", apierrors.NewInvalid(kind, "api", nil), sts.Transient, "Invalid", "admission policies", "Invalid"},
+		{"throttled", apierrors.NewTooManyRequests("slow", 1), sts.Throttled, "TooManyRequests", "", "TooManyRequests"},
+		{"down", apierrors.NewServiceUnavailable("x"), sts.Transient, "ServiceUnavailable", "", "ServiceUnavailable"},
+		{"refused", errors.New("connection refused"), sts.Transient, "", "connection refused", "Unreachable"},
+		{"timeout", context.DeadlineExceeded, sts.Transient, "", "", "Timeout"},
+		{
+			"odd", apierrors.NewResourceExpired("x"), sts.Transient, "Expired", "", "Other",
+		},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			s := apiServer{fail: tt.err}
+			observed := new(observer)
+			r := s.requester(t, sts.TokenConfig{Observe: observed.observe})
+			_, err := r.Token(t.Context(), caller, audience)
+			e := wantError(t, err, tt.kind, tt.code)
+			if e.Action != "TokenRequest" || !strings.Contains(err.Error(), tt.text) {
+				t.Errorf("error %q, want %q in it", err, tt.text)
+			}
+			if diff := cmp.Diff([]string{"TokenRequest  " + tt.label}, observed.take()); diff != "" {
+				t.Errorf("observed (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestTokenThatExpiredIsNotUsed(t *testing.T) {
+	s := apiServer{granted: -time.Minute}
+	_, err := s.requester(t, sts.TokenConfig{}).Token(t.Context(), caller, audience)
+	if err == nil || !strings.Contains(err.Error(), "clock") {
+		t.Errorf("error %v, want a hint at the clock", err)
+	}
+}
+
+func TestOneTokenRequestForAll(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := apiServer{latency: time.Second}
+		r := s.requester(t, sts.TokenConfig{})
+		impatient, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+		defer cancel()
+		var wg sync.WaitGroup
+		for range 50 {
+			wg.Go(func() { wantToken(t, r, "token-1") })
+		}
+		synctest.Wait()
+		wg.Go(func() {
+			begin := time.Now()
+			if _, err := r.Token(impatient, caller, audience); !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("error %v", err)
+			}
+			if took := time.Since(begin); took != 100*time.Millisecond {
+				t.Errorf("gave up after %s", took)
+			}
+		})
+		wg.Wait()
+		if n := s.count(); n != 1 {
+			t.Errorf("%d requests", n)
+		}
+	})
+}
+
+func TestTokensAreBounded(t *testing.T) {
+	var s apiServer
+	r := s.requester(t, sts.TokenConfig{Size: 2})
+	for _, account := range []string{"a", "b", "c", "c", "b", "a"} {
+		p := caller
+		p.ServiceAccount = account
+		_, err := r.Token(t.Context(), p, audience)
+		check(t, err)
+	}
+	if n := s.count(); n != 4 {
+		t.Errorf("%d requests, want 4: the first was dropped for the third", n)
+	}
+}
+
+func TestTokenConfigErrors(t *testing.T) {
+	client := fake.NewClientset().CoreV1()
+	tests := []struct {
+		field string
+		cfg   sts.TokenConfig
+	}{
+		{"Client", sts.TokenConfig{}},
+		{"Lifetime", sts.TokenConfig{Client: client, Lifetime: time.Minute}},
+		{"Size", sts.TokenConfig{Client: client, Size: -1}},
+		{"Timeout", sts.TokenConfig{Client: client, Timeout: -1}},
+	}
+	for _, tt := range tests {
+		if _, err := sts.NewTokenRequester(tt.cfg); err == nil || !strings.Contains(err.Error(), tt.field) {
+			t.Errorf("NewTokenRequester(%s): %v", tt.field, err)
+		}
+	}
+}
