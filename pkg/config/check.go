@@ -94,6 +94,10 @@ func (l *loader) checkRoles() {
 	if r.SessionTags && l.config.Cluster.ClusterName == "" && l.usable("session-tags", "cluster-name") {
 		l.refuse("session-tags", "the cluster has no name to be tagged with", "give --cluster-name")
 	}
+	if r.SessionTags && l.usable("session-tags", "credential-source") && l.config.STS.CredentialSource == role.WebIdentity {
+		l.refuse("session-tags", "AssumeRoleWithWebIdentity takes no tags",
+			"leave it out or choose --credential-source assume-role")
+	}
 }
 
 func (l *loader) checkDefaultRole() {

@@ -170,7 +170,7 @@ func TestEverySettingHasFlagAndVariable(t *testing.T) {
 }
 
 func TestSettingsThatGoTogether(t *testing.T) {
-	got, err := ForRun().Parse(minimal("--pod-role-annotations", "--session-tags", "--cluster-name=prod"),
+	got, err := ForRun().Parse(minimal("--pod-role-annotations", "--credential-source=assume-role", "--session-tags", "--cluster-name=prod"),
 		[]string{"PODROLE_POD_ROLE_ANNOTATION=a/b"}, "")
 	if err != nil {
 		t.Fatal(err)
@@ -229,7 +229,8 @@ func bad() map[string][]struct{ args, line string } {
 		},
 		"session-tags": {
 			{"--session-tags=on", `--session-tags "on": not a boolean`},
-			{"--session-tags", `--session-tags "true": the cluster has no name`},
+			{"--session-tags --credential-source=assume-role", `--session-tags "true": the cluster has no name`},
+			{"--session-tags --cluster-name=c", `--session-tags "true": AssumeRoleWithWebIdentity takes no tags`},
 		},
 		"credential-source": {{"--credential-source=irsa", `--credential-source "irsa": not one of the choices`}},
 		"sts-region":        {{"--sts-region=Frankfurt", `--sts-region "Frankfurt": not an AWS region`}},

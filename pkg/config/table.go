@@ -132,7 +132,7 @@ func table(c *Config) []setting {
 			parse: into(&c.Roles.SessionDuration, seconds(role.MinDuration, role.MaxDuration)),
 		}, {
 			topic: topicRoles, name: "session-tags", preset: "false",
-			help: "Whether sessions carry the tags cluster, namespace and service account. Every role's trust policy " +
+			help: "With assume-role: whether sessions carry the tags cluster, namespace and service account. Every role's trust policy " +
 				"must then allow sts:TagSession.",
 			want:  "true or false",
 			parse: into(&c.Roles.SessionTags, boolean),

@@ -57,7 +57,7 @@ type Policy struct {
 	RequirePermission bool          // with AssumeRole: whether a Namespace without permissions permits nothing
 	Duration          time.Duration // required: of sessions whose annotations say nothing
 	Audiences         []string      // with WebIdentity, required: token audiences; the first is the default
-	SessionTags       bool          // whether sessions carry Tags
+	SessionTags       bool          // with AssumeRole: whether sessions carry Tags
 	Cluster           string        // value of the cluster tag
 	Node              string        // part of the session name
 }
@@ -102,7 +102,7 @@ func (p *Policy) Decide(f Facts) (Grant, error) {
 	if p.Source == WebIdentity {
 		g.Audience = p.Audiences[0]
 	}
-	if p.SessionTags {
+	if p.SessionTags && p.Source == AssumeRole { // AssumeRoleWithWebIdentity has no parameter for tags
 		g.Tags = Tags{Cluster: p.Cluster, Namespace: g.Namespace, ServiceAccount: g.ServiceAccount}
 	}
 	return p.shape(g, named)

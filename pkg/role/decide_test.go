@@ -228,7 +228,7 @@ func TestAnnotationsShapeTheSession(t *testing.T) {
 		{name: "external_id_with_web_identity", policy: webIdentity, account: annotations{"iam.amazonaws.com/external-id": "x7"},
 			denied: role.Unsupported},
 		{name: "session_name", account: annotations{"iam.amazonaws.com/session-name": "nightly"},
-			want: with(func(g *role.Grant) { g.SessionName = "podrole-shop-nightly" })},
+			want: with(func(g *role.Grant) { g.SessionName = "podrole-shop.nightly" })},
 		{name: "audience", policy: webIdentity, account: annotations{"eks.amazonaws.com/audience": "second"},
 			want: with(func(g *role.Grant) { g.Source, g.Audience = role.WebIdentity, "second" })},
 		{name: "unknown_audience", policy: webIdentity, account: annotations{"eks.amazonaws.com/audience": "third"}, denied: role.Unsupported},

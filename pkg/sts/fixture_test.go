@@ -100,7 +100,7 @@ func check(t *testing.T, err error) {
 func webGrant() role.Grant {
 	return role.Grant{
 		Namespace: caller.Namespace, ServiceAccount: caller.ServiceAccount, RoleARN: irsaRole, Duration: time.Hour,
-		SessionName: sts.SessionName(caller.Namespace, caller.ServiceAccount, "n1"), Audience: audience,
+		SessionName: role.SessionName(caller.Namespace, caller.ServiceAccount, "n1"), Audience: audience,
 		Source: role.WebIdentity,
 	}
 }
