@@ -59,11 +59,12 @@ func decode(t *testing.T) map[string]any {
 	return objects
 }
 
-// TestRightsAreThoseTheAgentUses: list and watch for the informers, create for TokenRequest, nothing else.
+// TestRightsAreThoseTheAgentUses: list and watch for the informers, create for TokenRequest, and Events; nothing else.
 func TestRightsAreThoseTheAgentUses(t *testing.T) {
 	want := []rbacv1.PolicyRule{
 		{APIGroups: []string{""}, Resources: []string{"pods", "serviceaccounts", "namespaces"}, Verbs: []string{"list", "watch"}},
 		{APIGroups: []string{""}, Resources: []string{"serviceaccounts/token"}, Verbs: []string{"create"}},
+		{APIGroups: []string{""}, Resources: []string{"events"}, Verbs: []string{"create", "patch"}},
 	}
 	if diff := cmp.Diff(want, decode(t)["ClusterRole"].(*rbacv1.ClusterRole).Rules); diff != "" {
 		t.Errorf("rights (-want +got):\n%s", diff)

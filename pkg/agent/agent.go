@@ -69,6 +69,7 @@ type agent struct {
 	logger *slog.Logger
 
 	metrics     *telemetry.Metrics
+	events      *telemetry.Events // nil without an API server
 	redirect    *redirect
 	kube        kube
 	cache       *cache.Cache
@@ -102,6 +103,12 @@ func (a *agent) telemetry() (err error) {
 			}
 			return a.assignments.deniedPods()
 		},
+		KeptPods: func() int {
+			if a.assignments == nil {
+				return 0
+			}
+			return a.assignments.keptPods()
+		},
 	})
 	return err
 }
@@ -114,6 +121,9 @@ func (a *agent) assemble(ctx context.Context) error {
 	}
 	if a.kube, err = openKube(a.cfg, a.logger); err != nil {
 		return err
+	}
+	if a.kube.client != nil {
+		a.events = telemetry.NewEvents(a.kube.client.CoreV1(), a.cfg.Cluster.NodeName)
 	}
 	minter, err := a.minter(own)
 	if err != nil {
@@ -129,13 +139,24 @@ func (a *agent) assemble(ctx context.Context) error {
 				a.metrics.Minted("ok")
 				return
 			}
-			a.metrics.Minted(sts.KindOf(o.Err).String())
+			kind := sts.KindOf(o.Err)
+			a.metrics.Minted(kind.String())
+			if kind == sts.Denied && o.Changed {
+				a.events.Warn(o.Pod, telemetry.EventRefused, o.Err.Error())
+			}
 		},
 	})
 	if err != nil {
 		return err
 	}
-	a.assignments = newAssignments(policyOf(a.cfg), a.cache, a.metrics.Denied, a.logger)
+	a.assignments = newAssignments(assignmentsConfig{
+		policy:   policyOf(a.cfg),
+		sessions: a.cache,
+		keep:     a.cfg.Roles.LastValidGrant,
+		denied:   a.metrics.Denied,
+		warn:     a.events.Warn,
+		logger:   a.logger,
+	})
 	a.directory, err = identity.New(identity.Config{Sources: a.kube.sources, Follower: a.assignments, Logger: a.logger})
 	if err != nil {
 		return err
@@ -212,9 +233,12 @@ func policyOf(cfg config.Config) *role.Policy {
 func (a *agent) run(ctx context.Context) error {
 	work, stopWork := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopWork()
+	a.events.Start()
+	defer a.events.Stop()
 	workers, work := errgroup.WithContext(work)
 	workers.Go(func() error { return a.directory.Run(work) })
 	workers.Go(func() error { return a.cache.Run(work) })
+	workers.Go(func() error { a.expire(work); return nil })
 	if a.kube.run != nil {
 		workers.Go(func() error { return a.kube.run(work) })
 	}
@@ -235,6 +259,20 @@ func (a *agent) run(ctx context.Context) error {
 	err = errors.Join(err, workers.Wait())
 	a.logger.Info("agent ended; guard and rules stay in place")
 	return errors.Join(err, a.metrics.Shutdown(context.WithoutCancel(ctx)))
+}
+
+// expire looks, every minute, for Grants that were kept for long enough.
+func (a *agent) expire(ctx context.Context) {
+	ticker := time.NewTicker(time.Minute)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+			a.assignments.expire()
+		}
+	}
 }
 
 // serve answers pods until ctx ends. Pods are led here only when there is something to answer.

@@ -3,11 +3,14 @@ package agent
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"sync"
+	"time"
 
 	"github.com/podrole/podrole/internal/park"
 	"github.com/podrole/podrole/pkg/role"
+	"github.com/podrole/podrole/pkg/telemetry"
 )
 
 // sessions is where a Grant's Session is wanted and no longer wanted.
@@ -18,81 +21,135 @@ type sessions interface {
 
 // assignments holds the decision in force for each pod of this node, recomputed on events and never per request, and
 // has the sessions of the granted ones kept warm. It is the Follower of identity and the Decider of the proxy.
+//
+// An edit that cannot be read locks nobody out: a pod that has a Grant keeps it for a bounded time. Only new pods are
+// denied. (An annotation that is removed or empty can be read: it takes the role away.)
 type assignments struct {
-	policy   *role.Policy
-	sessions sessions
-	denied   func(reason string) // counts new denials
-	logger   *slog.Logger
+	cfg assignmentsConfig
 
 	mu     sync.Mutex // guards the following
 	byUID  map[string]decision
 	parked park.Lot[string] // by pod UID
 }
 
-// decision is a Grant, or the Denial that says why there is none.
-type decision struct {
-	grant  role.Grant
-	denial error
+// assignmentsConfig is what assignments are made of. All fields are required.
+type assignmentsConfig struct {
+	policy   *role.Policy
+	sessions sessions
+	keep     time.Duration                                   // how long a Grant outlives an edit that cannot be read
+	denied   func(reason string)                             // counts new denials
+	warn     func(pod role.Workload, reason, message string) // tells the pod's owner
+	logger   *slog.Logger
 }
 
-func newAssignments(policy *role.Policy, s sessions, denied func(reason string), logger *slog.Logger) *assignments {
-	return &assignments{policy: policy, sessions: s, denied: denied, logger: logger, byUID: make(map[string]decision)}
+// decision is a Grant, or the Denial that says why there is none.
+type decision struct {
+	pod    role.Workload
+	grant  role.Grant
+	denial error
+	// unreadable is the Denial in spite of which the Grant is kept, until the time given; else nil.
+	unreadable error
+	until      time.Time
+}
+
+func newAssignments(cfg assignmentsConfig) *assignments {
+	return &assignments{cfg: cfg, byUID: make(map[string]decision)}
 }
 
 // errUndecided says that ServiceAccount or Namespace of a pod have not been read yet.
 var errUndecided = errors.New("pod is not decided on yet: its ServiceAccount or Namespace has not been read")
 
-// Known implements identity.Follower. The new Grant is wanted before any request can be told of it, and before the old
-// one is released, so that a change that leaves the session as it was costs nothing.
+// Known implements identity.Follower.
 func (a *assignments) Known(f role.Facts) {
-	w := f.Workload
-	grant, denial := a.policy.Decide(f)
-	next := decision{grant, denial}
-
+	grant, denial := a.cfg.policy.Decide(f)
 	a.mu.Lock()
-	old, had := a.byUID[w.UID] // nobody else changes it: identity makes one call at a time
-	a.mu.Unlock()
-	granted, wasGranted := denial == nil, had && old.denial == nil
-	same := granted && wasGranted && old.grant == grant
-
-	if granted && !same {
-		a.sessions.Want(grant, w)
+	defer a.mu.Unlock()
+	old, had := a.byUID[f.Workload.UID]
+	next := decision{pod: f.Workload, grant: grant, denial: denial}
+	if had && old.denial == nil && reasonOf(denial) == role.Malformed {
+		next = keep(old, denial, time.Now(), a.cfg.keep)
 	}
-	a.mu.Lock()
+	a.put(next)
+}
+
+// keep returns old, kept in spite of denial until bound after the first edit that could not be read.
+func keep(old decision, denial error, now time.Time, bound time.Duration) decision {
+	if old.unreadable == nil {
+		old.until = now.Add(bound)
+	}
+	old.unreadable = denial
+	if !now.Before(old.until) {
+		return decision{pod: old.pod, denial: denial}
+	}
+	return old
+}
+
+// put makes next the decision in force. The new Grant is wanted before any request can be told of it, and before the old
+// one is released, so that a change that leaves the session as it was costs nothing. The caller holds mu.
+func (a *assignments) put(next decision) {
+	w := next.pod
+	old, had := a.byUID[w.UID]
+	granted, wasGranted := next.denial == nil, had && old.denial == nil
+	same := granted && wasGranted && old.grant == next.grant
+	if granted && !same {
+		a.cfg.sessions.Want(next.grant, w)
+	}
 	a.byUID[w.UID] = next
 	a.parked.Wake(w.UID)
-	a.mu.Unlock()
 	if wasGranted && !same {
-		a.sessions.Release(old.grant, w.UID)
+		a.cfg.sessions.Release(old.grant, w.UID)
 	}
-	a.report(w, old, next, had)
+	a.report(old, next, had)
+}
+
+// expire ends what was kept for long enough in spite of an edit that cannot be read.
+func (a *assignments) expire() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	now := time.Now()
+	for _, d := range a.byUID {
+		if d.unreadable != nil && !now.Before(d.until) {
+			a.put(decision{pod: d.pod, denial: d.unreadable})
+		}
+	}
 }
 
 // report says what is new about a decision, once.
-func (a *assignments) report(w role.Workload, old, next decision, had bool) {
+func (a *assignments) report(old, next decision, had bool) {
+	logger := a.cfg.logger.With("pod", next.pod)
 	switch {
-	case next.denial == nil && (!had || old.denial != nil || old.grant != next.grant):
-		a.logger.Info("pod granted a role", "pod", w, "grant", next.grant)
-	case next.denial != nil && (!had || old.denial == nil || old.denial.Error() != next.denial.Error()):
-		reason := reasonOf(next.denial)
-		a.denied(string(reason))
-		level := slog.LevelWarn
-		if reason == role.NoRole { // the ordinary pod
-			level = slog.LevelDebug
+	case next.unreadable != nil:
+		if old.unreadable == nil || old.unreadable.Error() != next.unreadable.Error() {
+			logger.Warn("pod keeps its role in spite of an edit that cannot be read; new pods are denied",
+				"grant", next.grant, "until", next.until, "error", next.unreadable)
+			a.cfg.warn(next.pod, telemetry.EventKept, fmt.Sprintf("The role is kept until %s, but new pods are denied: %v",
+				next.until.UTC().Format(time.RFC3339), next.unreadable))
 		}
-		a.logger.Log(context.Background(), level, "pod denied a role", "pod", w, "reason", reason, "error", next.denial)
+	case next.denial == nil:
+		if !had || old.denial != nil || old.grant != next.grant || old.unreadable != nil {
+			logger.Info("pod granted a role", "grant", next.grant)
+		}
+	case !had || old.denial == nil || old.denial.Error() != next.denial.Error():
+		reason := reasonOf(next.denial)
+		a.cfg.denied(string(reason))
+		if reason == role.NoRole { // the ordinary pod
+			logger.Debug("pod has no role", "error", next.denial)
+			return
+		}
+		logger.Warn("pod denied a role", "reason", reason, "error", next.denial)
+		a.cfg.warn(next.pod, telemetry.EventDenied, next.denial.Error())
 	}
 }
 
 // Gone implements identity.Follower.
 func (a *assignments) Gone(w role.Workload) {
 	a.mu.Lock()
+	defer a.mu.Unlock()
 	old, had := a.byUID[w.UID]
 	delete(a.byUID, w.UID)
 	a.parked.Wake(w.UID)
-	a.mu.Unlock()
 	if had && old.denial == nil {
-		a.sessions.Release(old.grant, w.UID)
+		a.cfg.sessions.Release(old.grant, w.UID)
 	}
 }
 
@@ -130,6 +187,19 @@ func (a *assignments) grants() map[role.Grant]bool {
 	return set
 }
 
+// keptPods counts the pods that keep a Grant in spite of an edit that cannot be read.
+func (a *assignments) keptPods() int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	n := 0
+	for _, d := range a.byUID {
+		if d.unreadable != nil {
+			n++
+		}
+	}
+	return n
+}
+
 // deniedPods counts the pods without a role by reason.
 func (a *assignments) deniedPods() map[string]int {
 	a.mu.Lock()
@@ -143,9 +213,10 @@ func (a *assignments) deniedPods() map[string]int {
 	return n
 }
 
+// reasonOf returns why a pod was denied; nothing for nil.
 func reasonOf(denial error) role.Reason {
 	if d, ok := errors.AsType[*role.Denial](denial); ok {
 		return d.Reason
 	}
-	return role.Malformed
+	return ""
 }

@@ -14,8 +14,8 @@ import (
 	"github.com/podrole/podrole/pkg/role"
 )
 
-// ledger writes down what it is asked to want and release.
-type ledger struct{ entries []string }
+// ledger writes down what it is asked to want and release, and what owners are told.
+type ledger struct{ entries, events []string }
 
 func (l *ledger) Want(g role.Grant, pod role.Workload) { l.add("want", g, pod.UID) }
 func (l *ledger) Release(g role.Grant, uid string)     { l.add("release", g, uid) }
@@ -31,7 +31,11 @@ func newTestAssignments(denied func(string)) (*assignments, *ledger) {
 		Keys: role.DefaultKeys(), Source: role.WebIdentity, BaseARN: base,
 		Duration: time.Hour, Audiences: []string{"sts.amazonaws.com"},
 	}
-	return newAssignments(policy, l, denied, slog.New(slog.DiscardHandler)), l
+	return newAssignments(assignmentsConfig{
+		policy: policy, sessions: l, keep: 24 * time.Hour, denied: denied,
+		warn:   func(pod role.Workload, reason, _ string) { l.events = append(l.events, reason+" for "+pod.UID) },
+		logger: slog.New(slog.DiscardHandler),
+	}), l
 }
 
 var caller = role.Workload{Namespace: "shop", Name: "a", UID: "1", ServiceAccount: "app"}
@@ -62,6 +66,9 @@ func TestSessionsFollowDecisions(t *testing.T) {
 	}
 	if diff := cmp.Diff([]string{"revoked"}, denials); diff != "" {
 		t.Errorf("denials counted (-want +got):\n%s", diff)
+	}
+	if diff := cmp.Diff([]string{"PodroleDenied for 1"}, l.events); diff != "" {
+		t.Errorf("owners told (-want +got):\n%s", diff)
 	}
 }
 
@@ -97,6 +104,62 @@ func TestDecideParks(t *testing.T) {
 		other := role.Workload{UID: "2"}
 		if _, err := a.Decide(ctx, other); !errors.Is(err, errUndecided) || time.Since(began) != 900*time.Millisecond {
 			t.Errorf("got %v after %s, want undecided after 900ms", err, time.Since(began))
+		}
+	})
+}
+
+// TestAnEditThatCannotBeReadLocksNobodyOut: pods that have a Grant keep it for a bounded time, new ones are denied, and
+// taking the role away is no such edit.
+func TestAnEditThatCannotBeReadLocksNobodyOut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, l := newTestAssignments(func(string) {})
+		granted := func(w role.Workload) string {
+			g, err := a.Decide(t.Context(), w)
+			if err != nil {
+				return string(reasonOf(err))
+			}
+			return g.RoleName()
+		}
+		a.Known(factsWith("one"))
+		a.Known(factsWith("arn:aws:iam:broken"))
+		if got := granted(caller); got != "one" {
+			t.Errorf("the running pod: got %q, want the role it had", got)
+		}
+		newcomer := factsWith("arn:aws:iam:broken")
+		newcomer.Workload.UID = "2"
+		a.Known(newcomer)
+		if got := granted(newcomer.Workload); got != string(role.Malformed) {
+			t.Errorf("a new pod: got %q, want a denial", got)
+		}
+		if got := a.keptPods(); got != 1 {
+			t.Errorf("%d pods are counted as kept, want 1", got)
+		}
+
+		time.Sleep(23 * time.Hour)
+		a.Known(factsWith("arn:aws:iam:broken:again")) // does not begin the time anew
+		a.expire()
+		if got := granted(caller); got != "one" {
+			t.Errorf("after 23 hours: got %q", got)
+		}
+		time.Sleep(time.Hour)
+		a.expire()
+		if got := granted(caller); got != string(role.Malformed) {
+			t.Errorf("after a day: got %q, want a denial", got)
+		}
+		if last := l.entries[len(l.entries)-1]; last != "release one for 1" {
+			t.Errorf("the session was not released: %q", l.entries)
+		}
+
+		a.Known(factsWith("one"))
+		a.Known(factsWith("arn:aws:iam:broken"))
+		a.Known(factsWith("two"))
+		if got := granted(caller); got != "two" || a.keptPods() != 0 {
+			t.Errorf("after the edit was mended: got %q, %d kept", got, a.keptPods())
+		}
+		a.Known(factsWith("arn:aws:iam:broken"))
+		a.Known(factsWith(""))
+		if got := granted(caller); got != string(role.Revoked) {
+			t.Errorf("taken away after a broken edit: got %q", got)
 		}
 	})
 }

@@ -45,6 +45,7 @@ type Roles struct {
 	RequireNamespacePermission bool          // whether a namespace must permit the role; always false with web identity
 	SessionDuration            time.Duration // whole seconds, within what the credential source can do
 	SessionTags                bool
+	LastValidGrant             time.Duration // how long a pod keeps its role when an edit cannot be read
 }
 
 // STS says how credentials are minted.

@@ -35,6 +35,7 @@ func TestDefaults(t *testing.T) {
 			IRSARoleARNAnnotation: "eks.amazonaws.com/role-arn",
 			PodRoleAnnotation:     "iam.amazonaws.com/role",
 			SessionDuration:       time.Hour,
+			LastValidGrant:        24 * time.Hour,
 		},
 		STS: STS{
 			CredentialSource: role.WebIdentity,
@@ -84,6 +85,7 @@ func samples() map[string]struct {
 		"irsa-role-arn-annotation":     {"a.b/c", func(c *Config) { c.Roles.IRSARoleARNAnnotation = "a.b/c" }},
 		"pod-role-annotations":         {"true", func(c *Config) { c.Roles.PodRoleAnnotations = true }},
 		"require-namespace-permission": {"false", func(*Config) {}},
+		"last-valid-grant":             {"0s", func(c *Config) { c.Roles.LastValidGrant = 0 }},
 		"session-duration":             {"12h", func(c *Config) { c.Roles.SessionDuration = 12 * time.Hour }},
 		"credential-source": {"assume-role", func(c *Config) {
 			c.STS.CredentialSource, c.Roles.RequireNamespacePermission = role.AssumeRole, true
@@ -245,6 +247,11 @@ func bad() map[string][]struct{ args, line string } {
 			{"--audiences=", `--audiences "": holds an empty audience`},
 			{"--audiences=a,b,a", `--audiences "a,b,a": names "a" twice`},
 			{"--audiences=a --audiences=a", `--audiences "a,a": names "a" twice`},
+		},
+		"last-valid-grant": {
+			{"--last-valid-grant=-1s", `--last-valid-grant "-1s": too short`},
+			{"--last-valid-grant=169h", `--last-valid-grant "169h": too long`},
+			{"--last-valid-grant=day", `--last-valid-grant "day": not a duration`},
 		},
 		"token-lifetime": {
 			{"--token-lifetime=9m", `--token-lifetime "9m": too short`},

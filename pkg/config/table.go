@@ -136,6 +136,12 @@ func table(c *Config) []setting {
 				"must then allow sts:TagSession.",
 			want:  "true or false",
 			parse: into(&c.Roles.SessionTags, boolean),
+		}, {
+			topic: topicRoles, name: "last-valid-grant", value: "DURATION", preset: "24h",
+			help: "How long a running pod keeps its role after an annotation was changed into something that cannot be " +
+				"read, 0 to 7 days. New pods are denied meanwhile.",
+			want:  "0s to 168h",
+			parse: into(&c.Roles.LastValidGrant, duration(0, 7*24*time.Hour)),
 		},
 
 		{

@@ -29,6 +29,7 @@ const (
 	SessionMints        = "podrole.session.mints"
 	Denials             = "podrole.denials"
 	PodsDenied          = "podrole.pods.denied"
+	PodsKept            = "podrole.pods.kept"
 	RedirectRepairs     = "podrole.redirect.repairs"
 	RedirectIntact      = "podrole.redirect.intact"
 )
@@ -52,10 +53,11 @@ type SessionLife struct {
 	Left           time.Duration
 }
 
-// Config says where gauges are read from. Both functions are called at each scrape, concurrently with everything else.
+// Config says where gauges are read from. The functions are called at each scrape, concurrently with everything else.
 type Config struct {
 	Sessions   func(yield func(SessionLife) bool) // required
 	DeniedPods func() map[string]int              // required: live pods without a role, by reason
+	KeptPods   func() int                         // required: live pods whose role outlives an edit that cannot be read
 }
 
 // Metrics are the instruments. All methods are safe for concurrent use.
@@ -128,6 +130,11 @@ func gauges(meter metric.Meter, cfg Config) error {
 	if err != nil {
 		return fmt.Errorf("make denied pods gauge: %w", err)
 	}
+	kept, err := meter.Int64ObservableGauge(PodsKept,
+		metric.WithDescription("Pods on this node that keep a role in spite of an annotation that cannot be read."))
+	if err != nil {
+		return fmt.Errorf("make kept pods gauge: %w", err)
+	}
 	observe := func(_ context.Context, o metric.Observer) error {
 		type account struct{ namespace, name string }
 		shortest := make(map[account]time.Duration)
@@ -144,9 +151,10 @@ func gauges(meter metric.Meter, cfg Config) error {
 		for reason, n := range cfg.DeniedPods() {
 			o.ObserveInt64(denied, int64(n), metric.WithAttributes(attribute.String(KeyReason, reason)))
 		}
+		o.ObserveInt64(kept, int64(cfg.KeptPods()))
 		return nil
 	}
-	if _, err := meter.RegisterCallback(observe, expiry, denied); err != nil {
+	if _, err := meter.RegisterCallback(observe, expiry, denied, kept); err != nil {
 		return fmt.Errorf("register gauges: %w", err)
 	}
 	return nil

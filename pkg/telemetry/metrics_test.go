@@ -23,6 +23,7 @@ func scrape(t *testing.T) string {
 				yield(telemetry.SessionLife{Namespace: "shop", ServiceAccount: "orders", Left: 30 * time.Minute})
 		},
 		DeniedPods: func() map[string]int { return map[string]int{"no-role": 2} },
+		KeptPods:   func() int { return 1 },
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -53,6 +54,7 @@ func TestSeries(t *testing.T) {
 		`podrole_session_mints_total{result="ok"} 1`,
 		`podrole_denials_total{reason="no-role"} 1`,
 		`podrole_pods_denied{reason="no-role"} 2`,
+		`podrole_pods_kept 1`,
 		`podrole_redirect_repairs_total 1`,
 		`podrole_redirect_intact 1`,
 	} {
@@ -90,6 +92,7 @@ func BenchmarkServed(b *testing.B) {
 	m, err := telemetry.New(telemetry.Config{
 		Sessions:   func(func(telemetry.SessionLife) bool) {},
 		DeniedPods: func() map[string]int { return nil },
+		KeptPods:   func() int { return 0 },
 	})
 	if err != nil {
 		b.Fatal(err)
