@@ -247,9 +247,12 @@ func TestDeniedByAWS(t *testing.T) {
 	if got := get(t, pod, credentials+"orders"); got.status != http.StatusNotFound {
 		t.Errorf("got %s, want 404", got)
 	}
-	if log := agent.Log(); !strings.Contains(log, "AccessDenied") || !strings.Contains(log, "role/orders") {
-		t.Error("the log does not say which role AWS denied")
-	}
+	eventually(t, "log that says which role AWS denied", func() string {
+		if log := agent.Log(); !strings.Contains(log, "AccessDenied") || !strings.Contains(log, "role/orders") {
+			return "it does not"
+		}
+		return ""
+	})
 }
 
 // TestBadObjectsLeaveTheLastGoodState: a broken file stops a start, and no running agent.
@@ -335,4 +338,45 @@ func TestUninstallLeavesNothing(t *testing.T) {
 	if got := get(t, pod, credentials); got.body != "node" {
 		t.Errorf("after uninstall a pod gets %s, want what it had before podrole", got)
 	}
+}
+
+// TestGuardedWhateverElseFails: an agent that cannot do the rest of its start has guarded the node all the same.
+func TestGuardedWhateverElseFails(t *testing.T) {
+	for name, flag := range map[string]string{
+		"no_iptables": "PATH", // an environment without the programs
+		"no_objects":  "--kube-objects=/nonexistent",
+	} {
+		t.Run(name, func(t *testing.T) {
+			bed := newBed(t, testbed.Config{})
+			pod := addPod(t, bed, "orders", "orders")
+			if flag == "PATH" {
+				t.Setenv("PATH", "/nonexistent")
+				flag = "--drain=1s"
+			}
+			if _, err := bed.StartAgent(t.Context(), flag); err == nil {
+				t.Fatal("the agent started")
+			}
+			if got := probe(t, bed, pod); len(got) > 0 {
+				t.Errorf("answered: %q", got)
+			}
+			noLeaks(t, bed)
+		})
+	}
+}
+
+// TestIPv6SwitchedOff: a node whose kernel has IPv6, but where it is switched off, is served over IPv4.
+func TestIPv6SwitchedOff(t *testing.T) {
+	bed := newBed(t, testbed.Config{})
+	if !bed.Box.HasIPv6() {
+		t.Skip("the kernel has no IPv6 to switch off")
+	}
+	pod := addPod(t, bed, "orders", "orders")
+	if out, err := bed.Box.Node.Command(t.Context(), "sysctl", "-w", "net.ipv6.conf.all.disable_ipv6=1").CombinedOutput(); err != nil {
+		t.Fatalf("switch IPv6 off: %v: %s", err, out)
+	}
+	startAgent(t, bed)
+	if got := get(t, pod, credentials); got.body != "orders" {
+		t.Errorf("got %s", got)
+	}
+	noLeaks(t, bed)
 }

@@ -59,6 +59,7 @@ func (b *Bed) LaunchAgent(flags ...string) (*Agent, error) {
 	args = append(args,
 		"--kube-objects="+b.Objects,
 		"--node-name="+NodeName,
+		"--cni-dir="+b.Box.CNIDir,
 		"--sts-region="+Region,
 		"--sts-endpoint="+b.STS())
 	args = append(append(args, b.cfg.Flags...), flags...)

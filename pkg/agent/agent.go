@@ -15,6 +15,7 @@ import (
 	"github.com/podrole/podrole/pkg/cache"
 	"github.com/podrole/podrole/pkg/config"
 	"github.com/podrole/podrole/pkg/identity"
+	"github.com/podrole/podrole/pkg/identity/cni"
 	"github.com/podrole/podrole/pkg/proxy"
 	"github.com/podrole/podrole/pkg/proxy/metadata"
 	"github.com/podrole/podrole/pkg/role"
@@ -23,8 +24,10 @@ import (
 )
 
 const (
-	// warmUp is how long pods are kept from an agent that has no sessions for them yet.
+	// warmUp is how much longer than the rate of calls takes pods are kept from an agent that lacks sessions for them.
 	warmUp = 10 * time.Second
+	// endWithin is how long the end waits for workers, once all requests are answered.
+	endWithin = 3 * time.Second
 	// tokenKeySize is the size of the key that signs IMDSv2 tokens, in bytes.
 	tokenKeySize = 32
 )
@@ -38,13 +41,17 @@ func Run(ctx context.Context, cfg config.Config, logger *slog.Logger) error {
 	if err := a.telemetry(); err != nil {
 		return err
 	}
-	var err error
-	if a.redirect, err = openRedirect(ctx, cfg, a.metrics.RedirectChecked, logger); err != nil {
+	a.health = &health{every: cfg.Redirect.Sweep, logger: logger, report: a.metrics.RedirectChecked}
+	links, err := openLinks(cfg, logger)
+	if err != nil {
 		return err
 	}
-	defer a.redirect.close()
+	defer links.close()
 	// First of all: whatever fails below, pods do not reach the node's role.
-	if err := a.redirect.guard(); err != nil {
+	if err := links.guard(); err != nil {
+		return err
+	}
+	if a.redirect, err = openRedirect(ctx, links, cfg.Redirect.IPTablesBackend); err != nil {
 		return err
 	}
 	if err := a.assemble(ctx); err != nil {
@@ -55,11 +62,15 @@ func Run(ctx context.Context, cfg config.Config, logger *slog.Logger) error {
 
 // Uninstall takes rules, guard and address away, and leaves the node as it was before podrole.
 func Uninstall(ctx context.Context, cfg config.Config, logger *slog.Logger) error {
-	r, err := openRedirect(ctx, cfg, func(bool, bool) {}, logger)
+	links, err := openLinks(cfg, logger)
 	if err != nil {
 		return err
 	}
-	defer r.close()
+	defer links.close()
+	r, err := openRedirect(ctx, links, cfg.Redirect.IPTablesBackend)
+	if err != nil {
+		return err
+	}
 	return r.remove(ctx)
 }
 
@@ -75,9 +86,10 @@ type agent struct {
 	cache       *cache.Cache
 	assignments *assignments
 	directory   *identity.Directory
+	sandboxes   *cni.Watcher
 	proxy       *proxy.Server
 	known       metadata.Static // of the node, without asking its metadata service
-	status      status
+	health      *health
 }
 
 func (a *agent) telemetry() (err error) {
@@ -157,7 +169,21 @@ func (a *agent) assemble(ctx context.Context) error {
 		warn:     a.events.Warn,
 		logger:   a.logger,
 	})
-	a.directory, err = identity.New(identity.Config{Sources: a.kube.sources, Follower: a.assignments, Logger: a.logger})
+	a.directory, err = identity.New(identity.Config{
+		Sources:          a.kube.sources,
+		Follower:         a.assignments,
+		Logger:           a.logger,
+		Locate:           a.redirect.locate,
+		SharedInterfaces: a.cfg.Cluster.SharedInterfaces,
+	})
+	if err != nil {
+		return err
+	}
+	a.sandboxes, err = cni.New(cni.Config{
+		Dir:     a.cfg.Cluster.CNIDir,
+		Changed: a.directory.SetSandboxes,
+		Logger:  a.logger,
+	})
 	if err != nil {
 		return err
 	}
@@ -237,6 +263,7 @@ func (a *agent) run(ctx context.Context) error {
 	defer a.events.Stop()
 	workers, work := errgroup.WithContext(work)
 	workers.Go(func() error { return a.directory.Run(work) })
+	workers.Go(func() error { return a.sandboxes.Run(work) })
 	workers.Go(func() error { return a.cache.Run(work) })
 	workers.Go(func() error { a.expire(work); return nil })
 	if a.kube.run != nil {
@@ -246,19 +273,33 @@ func (a *agent) run(ctx context.Context) error {
 		workers.Go(func() error { keepMetadata(work, a.cfg, a.known, a.proxy, a.logger); return nil })
 	}
 	if address := a.cfg.Observability.MetricsAddress; address != "" {
-		handler := a.status.handler(a.metrics.Handler())
-		workers.Go(func() error { serveHTTP(work, address, handler, a.logger); return nil })
+		served := handler(a.metrics.Handler(), a.health.ready)
+		workers.Go(func() error { serveHTTP(work, address, served, a.logger); return nil })
 	}
 
 	serve, stopServing := context.WithCancel(ctx)
 	defer stopServing()
 	defer context.AfterFunc(work, stopServing)() // a worker that fails ends the agent
-	err := a.serve(serve, workers, work)
+	err := a.serve(serve)
 
 	stopWork()
-	err = errors.Join(err, workers.Wait())
+	err = errors.Join(err, a.await(workers))
 	a.logger.Info("agent ended; guard and rules stay in place")
 	return errors.Join(err, a.metrics.Shutdown(context.WithoutCancel(ctx)))
+}
+
+// await waits for the workers, but not for ever: while the API server is down, client-go sleeps its back-off out, up to a
+// minute, whatever its context says, and the kubelet does not wait that long. The process ends either way.
+func (a *agent) await(workers *errgroup.Group) error {
+	ended := make(chan error, 1)
+	go func() { ended <- workers.Wait() }()
+	select {
+	case err := <-ended:
+		return err
+	case <-time.After(endWithin):
+		a.logger.Warn("not waiting any longer for the watches of the API server to end")
+		return nil
+	}
 }
 
 // expire looks, every minute, for Grants that were kept for long enough.
@@ -275,8 +316,9 @@ func (a *agent) expire(ctx context.Context) {
 	}
 }
 
-// serve answers pods until ctx ends. Pods are led here only when there is something to answer.
-func (a *agent) serve(ctx context.Context, workers *errgroup.Group, work context.Context) error {
+// serve answers pods until ctx ends. Pods are led here only when there is something to answer. The redirect is looked
+// after until ctx ends and no longer: it may be another agent's by then.
+func (a *agent) serve(ctx context.Context) error {
 	listeners, rules, err := a.redirect.listen(ctx)
 	if err != nil {
 		return err
@@ -286,26 +328,22 @@ func (a *agent) serve(ctx context.Context, workers *errgroup.Group, work context
 		serving.Go(func() error { return a.proxy.Serve(ctx, l) })
 	}
 	serving.Go(func() error {
-		if !a.warm(ctx) {
-			return nil // ended before it began
-		}
+		a.warm(ctx)
 		if err := a.redirect.install(ctx, rules); err != nil {
-			return err
+			return nil // told to end before pods were led here
 		}
-		workers.Go(func() error { a.redirect.sweep(work, rules, a.cfg.Redirect.Sweep); return nil })
-		a.metrics.RedirectChecked(false, true)
-		a.status.ready.Store(true)
+		a.health.install(true)
+		defer a.health.install(false)
 		a.logger.Info("agent ready")
+		a.redirect.sweep(ctx, rules, a.cfg.Redirect.Sweep, a.health.checked)
 		return nil
 	})
-	err = serving.Wait()
-	a.status.ready.Store(false)
-	return err
+	return serving.Wait()
 }
 
-// warm waits until the pods of this node are known and decided on, and their sessions minted. Sessions that take longer than
-// warmUp, or that AWS denies, are not waited for. It returns false when ctx ended.
-func (a *agent) warm(ctx context.Context) bool {
+// warm waits until the pods of this node are known and decided on, and their sessions minted: as long as the rate of calls
+// to STS takes for all of them, and warmUp. It returns at the end of ctx at the latest.
+func (a *agent) warm(ctx context.Context) {
 	const remind = 10 * time.Second
 	reminder := time.NewTicker(remind)
 	defer reminder.Stop()
@@ -316,18 +354,18 @@ func (a *agent) warm(ctx context.Context) bool {
 		case <-reminder.C:
 			a.logger.Warn("still waiting for the API server to name the pods of this node; pods are refused meanwhile")
 		case <-ctx.Done():
-			return false
+			return
 		}
 	}
-	bounded, cancel := context.WithTimeout(ctx, warmUp)
+	grants := a.assignments.grants()
+	atRate := time.Duration(float64(len(grants)) / a.cfg.STS.Rate * float64(time.Second))
+	bounded, cancel := context.WithTimeout(ctx, warmUp+atRate)
 	defer cancel()
 	cold := 0
-	grants := a.assignments.grants()
 	for g := range grants {
 		if _, err := a.cache.Get(bounded, g); err != nil {
 			cold++
 		}
 	}
 	a.logger.Info("pods of this node are decided on", "grants", len(grants), "without_session", cold)
-	return ctx.Err() == nil
 }

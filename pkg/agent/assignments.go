@@ -67,7 +67,11 @@ func (a *assignments) Known(f role.Facts) {
 	old, had := a.byUID[f.Workload.UID]
 	next := decision{pod: f.Workload, grant: grant, denial: denial}
 	if had && old.denial == nil && reasonOf(denial) == role.Malformed {
-		next = keep(old, denial, time.Now(), a.cfg.keep)
+		if forbidden := a.cfg.policy.Forbids(f, old.grant); forbidden != nil {
+			next.denial = forbidden
+		} else {
+			next = keep(old, denial, time.Now(), a.cfg.keep)
+		}
 	}
 	a.put(next)
 }

@@ -156,6 +156,13 @@ func TestAnEditThatCannotBeReadLocksNobodyOut(t *testing.T) {
 		if got := granted(caller); got != "two" || a.keptPods() != 0 {
 			t.Errorf("after the edit was mended: got %q, %d kept", got, a.keptPods())
 		}
+		forbidden := factsWith("arn:aws:iam:broken")
+		forbidden.Namespace = map[string]string{"iam.amazonaws.com/allowed-roles": `["other"]`}
+		a.Known(forbidden)
+		if got := granted(caller); got != string(role.NotPermitted) {
+			t.Errorf("no longer permitted by its Namespace: got %q", got)
+		}
+		a.Known(factsWith("two"))
 		a.Known(factsWith("arn:aws:iam:broken"))
 		a.Known(factsWith(""))
 		if got := granted(caller); got != string(role.Revoked) {

@@ -40,14 +40,30 @@ func ownAWS(ctx context.Context, cfg config.Config) (aws.Config, error) {
 	if !cfg.Metadata.Upstream {
 		return aws.Config{}, errors.New("the AWS region is unknown: set --sts-region, or let --metadata-upstream find it")
 	}
-	ctx, cancel := context.WithTimeout(ctx, upstreamTimeout)
-	defer cancel()
-	found, err := nodeMetadata(cfg).GetRegion(ctx, &imds.GetRegionInput{})
-	if err != nil {
-		return aws.Config{}, fmt.Errorf("the AWS region is unknown: set --sts-region (the node's metadata service does not say: %w)", err)
+	own.Region, err = discoverRegion(ctx, nodeMetadata(cfg))
+	return own, err
+}
+
+// regionAttempts bounds how often the metadata service of a node that is still starting is asked for the region.
+const regionAttempts = 6
+
+func discoverRegion(ctx context.Context, client *imds.Client) (string, error) {
+	var failed error
+	for range regionAttempts {
+		attempt, cancel := context.WithTimeout(ctx, upstreamTimeout)
+		found, err := client.GetRegion(attempt, &imds.GetRegionInput{})
+		cancel()
+		if err == nil {
+			return found.Region, nil
+		}
+		failed = err
+		select {
+		case <-ctx.Done():
+			return "", ctx.Err()
+		case <-time.After(time.Second):
+		}
 	}
-	own.Region = found.Region
-	return own, nil
+	return "", fmt.Errorf("the AWS region is unknown: set --sts-region (the node's metadata service does not say: %w)", failed)
 }
 
 // keepMetadata fetches what pods may read of the node's metadata, until one fetch succeeds or ctx ends; pods are served

@@ -6,21 +6,18 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"sync/atomic"
 	"time"
 )
 
-// status is what probes ask.
-type status struct{ ready atomic.Bool }
-
-// handler serves metrics and probes to operators and the kubelet, never to pods.
-func (s *status) handler(metrics http.Handler) http.Handler {
+// handler serves metrics, and what probes ask. It is for operators and the kubelet. Whoever reaches the node's port can
+// read it, pods included: nothing in it is secret.
+func handler(metrics http.Handler, ready func() bool) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", metrics)
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("ok\n")) })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
-		if !s.ready.Load() {
-			http.Error(w, "not ready: pods are not redirected yet", http.StatusServiceUnavailable)
+		if !ready() {
+			http.Error(w, "not ready: pods are not redirected here, or not as they should be", http.StatusServiceUnavailable)
 			return
 		}
 		_, _ = w.Write([]byte("ok\n"))

@@ -8,6 +8,8 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"strings"
+	"sync"
 	"time"
 
 	"github.com/podrole/podrole/pkg/config"
@@ -18,93 +20,141 @@ import (
 // resolvConfs are the files that name the resolvers of the node and of its pods.
 var resolvConfs = []string{"/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"}
 
-// redirect is both halves of the Redirect: what netlink does, and the iptables rules.
-type redirect struct {
+// links is the half of the Redirect that netlink does: address and guard. It needs no program, and so comes first.
+type links struct {
 	node    *node.Redirect
-	rules   *iptables.Redirect
-	stale   *iptables.Redirect // the other backend, where an earlier agent left rules; else nil
+	locator *node.Locator
 	pairs   []node.Target
 	dns     bool
-	checked func(repaired, intact bool)
 	logger  *slog.Logger
 }
 
-// openRedirect changes nothing yet. Whatever ctx is, close must be called.
-func openRedirect(ctx context.Context, cfg config.Config, checked func(repaired, intact bool), logger *slog.Logger) (*redirect, error) {
+// openLinks changes nothing yet. close must be called.
+func openLinks(cfg config.Config, logger *slog.Logger) (*links, error) {
 	pairs := []node.Target{{Metadata: cfg.Metadata.Address, Agent: cfg.Redirect.AgentAddress}}
 	if wantIPv6(cfg.Redirect.IPv6) {
 		pairs = append(pairs, node.Target{Metadata: cfg.Metadata.AddressIPv6, Agent: cfg.Redirect.AgentAddressIPv6})
 	}
-	found, err := iptables.Detect(ctx, iptables.Exec{}, iptables.Backend(cfg.Redirect.IPTablesBackend))
+	locator, err := node.NewLocator()
 	if err != nil {
 		return nil, err
 	}
-	logger.Info("iptables backend chosen", "backend", found.Backend, "why", found.Reason)
-	rules, err := iptables.NewRedirect(iptables.Config{Backend: found.Backend, Runner: iptables.Exec{}, Logger: logger})
-	if err != nil {
-		return nil, err
-	}
-	var stale *iptables.Redirect
-	if found.Stale != "" {
-		if stale, err = iptables.NewRedirect(iptables.Config{Backend: found.Stale, Runner: iptables.Exec{}, Logger: logger}); err != nil {
-			return nil, err
-		}
-	}
-	links, err := node.NewRedirect(node.Config{
+	redirect, err := node.NewRedirect(node.Config{
 		Targets:        pairs,
 		GuardExceptDNS: cfg.Redirect.GuardExceptDNS,
 		ResolvConf:     resolvConfs,
 		Logger:         logger,
 	})
 	if err != nil {
+		locator.Close()
 		return nil, err
 	}
-	return &redirect{links, rules, stale, pairs, cfg.Redirect.GuardExceptDNS, checked, logger}, nil
+	return &links{redirect, locator, pairs, cfg.Redirect.GuardExceptDNS, logger}, nil
 }
 
-func (r *redirect) close() { r.node.Close() }
+func (l *links) close() {
+	l.locator.Close()
+	l.node.Close()
+}
 
-// wantIPv6 reports whether IPv6 is to be redirected as well: "auto" means where the kernel has it.
+// wantIPv6 reports whether IPv6 is to be redirected as well: "auto" means where lo has it. Where it is switched off
+// there, no pod has a way to the metadata service over it either.
 func wantIPv6(mode config.Mode) bool {
-	if mode == config.ModeAuto {
-		_, err := os.Stat("/proc/net/if_inet6")
-		return err == nil
+	if mode != config.ModeAuto {
+		return mode == config.ModeOn
 	}
-	return mode == config.ModeOn
+	off, err := os.ReadFile("/proc/sys/net/ipv6/conf/lo/disable_ipv6")
+	return err == nil && strings.TrimSpace(string(off)) == "0"
 }
 
 // guard refuses pods the metadata address and puts the agent's address in place. From here on nothing leaks.
-func (r *redirect) guard() error {
-	if err := r.node.CheckNode(); err != nil {
+func (l *links) guard() error {
+	if err := l.node.CheckNode(); err != nil {
 		return err
 	}
-	if _, err := r.node.Ensure(); err != nil {
+	if _, err := l.node.Ensure(); err != nil {
 		return fmt.Errorf("guard the metadata address: %w", err)
 	}
 	return nil
 }
 
-// listen opens a port of its own on each of the agent's addresses.
-func (r *redirect) listen(ctx context.Context) (listeners []net.Listener, rules iptables.Rules, err error) {
-	rules.GuardExceptDNS = r.dns
-	for _, p := range r.pairs {
-		l, err := new(net.ListenConfig).Listen(ctx, "tcp", netip.AddrPortFrom(p.Agent, 0).String())
+// listen opens a port of its own on each of the agent's addresses, and returns the rules that lead there.
+func (l *links) listen(ctx context.Context) (listeners []net.Listener, rules iptables.Rules, err error) {
+	rules.GuardExceptDNS = l.dns
+	for _, p := range l.pairs {
+		listener, err := new(net.ListenConfig).Listen(ctx, "tcp", netip.AddrPortFrom(p.Agent, 0).String())
 		if err != nil {
 			for _, open := range listeners {
 				err = errors.Join(err, open.Close())
 			}
 			return nil, rules, fmt.Errorf("listen on the agent's address: %w", err)
 		}
-		listeners = append(listeners, l)
-		port := netip.MustParseAddrPort(l.Addr().String()).Port()
+		listeners = append(listeners, listener)
+		port := netip.MustParseAddrPort(listener.Addr().String()).Port()
 		rules.Targets = append(rules.Targets, iptables.Target{Metadata: p.Metadata, Agent: netip.AddrPortFrom(p.Agent, port)})
 	}
 	return listeners, rules, nil
 }
 
-// install leads pods to rules' ports, and takes over from whichever agent they were led to before.
+// locate says where the source of a redirected connection lives. Its end here is the agent's address.
+func (l *links) locate(ctx context.Context, source netip.Addr) (node.Place, error) {
+	for _, p := range l.pairs {
+		if p.Agent.Is4() == source.Is4() {
+			return l.locator.Locate(ctx, source, p.Agent)
+		}
+	}
+	return node.Place{}, fmt.Errorf("locate %v: the agent has no address of its family", source)
+}
+
+// redirect is both halves of the Redirect.
+type redirect struct {
+	*links
+	rules *iptables.Redirect
+	stale *iptables.Redirect // the other backend, where an earlier agent left rules; else nil
+}
+
+// openRedirect adds the iptables rules to links. It changes nothing yet.
+func openRedirect(ctx context.Context, l *links, backend config.Backend) (*redirect, error) {
+	found, err := iptables.Detect(ctx, iptables.Exec{}, iptables.Backend(backend))
+	if err != nil {
+		return nil, err
+	}
+	l.logger.Info("iptables backend chosen", "backend", found.Backend, "why", found.Reason)
+	r := &redirect{links: l}
+	if r.rules, err = iptables.NewRedirect(iptables.Config{
+		Backend: found.Backend, Runner: iptables.Exec{}, Logger: l.logger,
+	}); err != nil {
+		return nil, err
+	}
+	if found.Stale == "" {
+		return r, nil
+	}
+	r.stale, err = iptables.NewRedirect(iptables.Config{Backend: found.Stale, Runner: iptables.Exec{}, Logger: l.logger})
+	return r, err
+}
+
+// install leads pods to rules' ports, and takes over from whichever agent they were led to before. While another program
+// is in the way, it tries again until ctx ends: the guard stands, and sessions stay warm.
 func (r *redirect) install(ctx context.Context, rules iptables.Rules) error {
-	first, err := r.rules.Ensure(ctx, rules)
+	const shortest, longest = time.Second, 15 * time.Second
+	for pause := shortest; ; pause = min(2*pause, longest) {
+		err := r.tryInstall(ctx, rules)
+		if err == nil {
+			return nil
+		}
+		if ctx.Err() == nil {
+			r.logger.Error("pods cannot be redirected yet; they are refused", "retry_in", pause, "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(pause):
+		}
+	}
+}
+
+func (r *redirect) tryInstall(ctx context.Context, rules iptables.Rules) error {
+	changed, err := r.rules.Ensure(ctx, rules)
 	if err != nil {
 		return fmt.Errorf("redirect the metadata address: %w", err)
 	}
@@ -113,7 +163,7 @@ func (r *redirect) install(ctx context.Context, rules iptables.Rules) error {
 			return fmt.Errorf("remove the rules an earlier agent left in the other iptables backend: %w", err)
 		}
 	}
-	if !first {
+	if !changed {
 		return nil
 	}
 	// Connections that pods had before the rules go on past them otherwise.
@@ -126,8 +176,33 @@ func (r *redirect) install(ctx context.Context, rules iptables.Rules) error {
 }
 
 // sweep compares address, guard and rules with what they should be, every interval until ctx ends, and puts right what
-// another program changed. A sweep that fails is reported and tried again: the guard still refuses.
-func (r *redirect) sweep(ctx context.Context, rules iptables.Rules, every time.Duration) {
+// another program changed. checked is told each time. The two halves do not wait for each other: whatever holds up
+// iptables, the guard is looked after.
+func (r *redirect) sweep(ctx context.Context, rules iptables.Rules, every time.Duration, checked func(half string, repaired bool, err error)) {
+	var halves sync.WaitGroup
+	defer halves.Wait()
+	halves.Go(func() {
+		repeat(ctx, every, func() {
+			repaired, err := r.node.Ensure()
+			checked("guard", repaired, errors.Join(r.node.CheckNode(), err))
+		})
+	})
+	halves.Go(func() {
+		repeat(ctx, every, func() {
+			repaired, err := r.rules.Ensure(ctx, rules)
+			if r.stale != nil {
+				_, staleErr := r.stale.Remove(ctx)
+				err = errors.Join(err, staleErr)
+			}
+			if ctx.Err() == nil {
+				checked("rules", repaired, err)
+			}
+		})
+	})
+}
+
+// repeat calls do every interval until ctx ends.
+func repeat(ctx context.Context, every time.Duration, do func()) {
 	ticker := time.NewTicker(every)
 	defer ticker.Stop()
 	for {
@@ -135,21 +210,8 @@ func (r *redirect) sweep(ctx context.Context, rules iptables.Rules, every time.D
 		case <-ctx.Done():
 			return
 		case <-ticker.C:
+			do()
 		}
-		fromLinks, linkErr := r.node.Ensure()
-		fromRules, ruleErr := r.rules.Ensure(ctx, rules)
-		if ctx.Err() != nil {
-			return
-		}
-		err := errors.Join(linkErr, ruleErr)
-		if err != nil {
-			r.logger.Error("redirect is not whole; pods may be refused", "error", err)
-		}
-		if fromLinks || fromRules {
-			r.logger.Warn("redirect was changed by another program and has been repaired",
-				"guard_or_address", fromLinks, "rules", fromRules)
-		}
-		r.checked(fromLinks || fromRules, err == nil)
 	}
 }
 

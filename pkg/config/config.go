@@ -31,7 +31,10 @@ type Cluster struct {
 	NodeName    string // of the Node object, as in spec.nodeName of its pods; never empty for podrole run
 	Kubeconfig  string // path; empty: the ServiceAccount of the agent's own pod
 	KubeObjects string // folder of YAML files instead of an API server; empty: an API server
-	ClusterName string // value of the cluster session tag; not empty when Roles.SessionTags is set
+	CNIDir      string // holds the folder results
+	// SharedInterfaces are those that a CNI puts all pods of the node behind.
+	SharedInterfaces []string
+	ClusterName      string // value of the cluster session tag; not empty when Roles.SessionTags is set
 }
 
 // Roles says which annotations name a role and what a session looks like unless an annotation says otherwise.

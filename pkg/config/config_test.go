@@ -29,7 +29,11 @@ func TestDefaults(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := Config{
-		Cluster: Cluster{NodeName: "node-1"},
+		Cluster: Cluster{
+			NodeName:         "node-1",
+			CNIDir:           "/var/lib/cni",
+			SharedInterfaces: []string{"cilium_host", "ovn-k8s-mp0", "antrea-gw0"},
+		},
 		Roles: Roles{
 			RoleARNAnnotation:     "podrole.io/role-arn",
 			IRSARoleARNAnnotation: "eks.amazonaws.com/role-arn",
@@ -56,7 +60,7 @@ func TestDefaults(t *testing.T) {
 			AgentAddressIPv6: netip.MustParseAddr("fd70:6f64:726f:6c65::1"),
 			IPTablesBackend:  BackendAuto,
 			IPv6:             ModeAuto,
-			Sweep:            10 * time.Second,
+			Sweep:            2 * time.Second,
 		},
 		Observability: Observability{MetricsAddress: ":9716", LogLevel: slog.LevelInfo, LogFormat: LogJSON},
 		Shutdown:      Shutdown{Drain: 2 * time.Second},
@@ -78,6 +82,8 @@ func samples() map[string]struct {
 	return map[string]sample{
 		"node-name":                    {"node-2", func(c *Config) { c.Cluster.NodeName = "node-2" }},
 		"kubeconfig":                   {"/etc/k", func(c *Config) { c.Cluster.Kubeconfig = "/etc/k" }},
+		"cni-dir":                      {"/srv/cni", func(c *Config) { c.Cluster.CNIDir = "/srv/cni" }},
+		"shared-interfaces":            {"a0, b0", func(c *Config) { c.Cluster.SharedInterfaces = []string{"a0", "b0"} }},
 		"cluster-name":                 {"prod", func(c *Config) { c.Cluster.ClusterName = "prod" }},
 		"base-role-arn":                {"arn:aws-cn:iam::111122223333:role/x", func(c *Config) { c.Roles.BaseRoleARN = "arn:aws-cn:iam::111122223333:role/x/" }},
 		"default-role":                 {"arn:aws-iso-b:iam::111122223333:role/x", func(c *Config) { c.Roles.DefaultRole = "arn:aws-iso-b:iam::111122223333:role/x" }},
@@ -193,7 +199,9 @@ func bad() map[string][]struct{ args, line string } {
 		"kubeconfig": {{"--kubeconfig=/k --kube-objects=/o", `--kubeconfig "/k": excluded by --kube-objects`}},
 		"kube-objects": {{"--kube-objects=/o --credential-source=web-identity",
 			`--credential-source "web-identity": not possible with --kube-objects`}},
-		"cluster-name": {{"--cluster-name=a*b", `--cluster-name "a*b": not the value of a session tag`}},
+		"cni-dir":           {{"--cni-dir=", `--cni-dir "": no path of a folder`}, {"--cni-dir=cni", `--cni-dir "cni": not an absolute path`}},
+		"shared-interfaces": {{"--shared-interfaces=a,,b", `--shared-interfaces "a,,b": holds an empty interface`}},
+		"cluster-name":      {{"--cluster-name=a*b", `--cluster-name "a*b": not the value of a session tag`}},
 		"base-role-arn": {
 			{"--base-role-arn=role/x", `--base-role-arn "role/x": not the beginning of role ARNs`},
 			{"--base-role-arn=arn:aws-mars:iam::111122223333:role/", `--base-role-arn "arn:aws-mars:iam::111122223333:role/": aws-mars is no AWS partition`},

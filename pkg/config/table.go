@@ -82,6 +82,18 @@ func table(c *Config) []setting {
 			want:  "the path of a folder, or leave it out to use an API server",
 			parse: into(&c.Cluster.KubeObjects, text),
 		}, {
+			topic: topicCluster, name: "cni-dir", value: "DIR", preset: "/var/lib/cni",
+			help: "Where the container runtime keeps the results of the CNI plugins. They name a pod's address before its " +
+				"first container starts. Without them pods are known when the API names their address.",
+			want:  "the path of a folder",
+			parse: into(&c.Cluster.CNIDir, folder),
+		}, {
+			topic: topicCluster, name: "shared-interfaces", value: "LIST", preset: "cilium_host,ovn-k8s-mp0,antrea-gw0",
+			help: "Interfaces, separated by commas, that a CNI puts all pods of the node behind. Pods there are known by their " +
+				"address alone.",
+			want:  "names of interfaces separated by commas",
+			parse: into(&c.Cluster.SharedInterfaces, interfaces),
+		}, {
 			topic: topicCluster, name: "cluster-name", value: "NAME", unset: "none",
 			help:  "Name of the cluster, for the session tag. Required with --session-tags.",
 			want:  "a name of at most 256 letters, digits, spaces and _.:/=+-@",
@@ -247,9 +259,9 @@ func table(c *Config) []setting {
 			want:  "auto, on or off",
 			parse: into(&c.Redirect.IPv6, oneOf(ModeAuto, ModeOn, ModeOff)),
 		}, {
-			topic: topicRedirect, name: "redirect-sweep", value: "DURATION", preset: "10s",
+			topic: topicRedirect, name: "redirect-sweep", value: "DURATION", preset: "2s",
 			help:  "How often rules and guard are compared with what they should be, 100ms to 10m.",
-			want:  "100ms to 10m, for example 10s",
+			want:  "100ms to 10m, for example 2s",
 			parse: into(&c.Redirect.Sweep, duration(100*time.Millisecond, 10*time.Minute)),
 		},
 

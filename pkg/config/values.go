@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"net/url"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
@@ -208,19 +209,41 @@ func endpoint(s string) (*url.URL, error) {
 	return u, nil
 }
 
-func audiences(s string) ([]string, error) {
-	var list []string
-	for a := range strings.SplitSeq(s, ",") {
-		a = strings.TrimSpace(a)
-		switch {
-		case a == "":
-			return nil, errors.New("holds an empty audience")
-		case slices.Contains(list, a):
-			return nil, fmt.Errorf("names %q twice", a)
-		}
-		list = append(list, a)
+func audiences(s string) ([]string, error) { return list(s, "audience") }
+
+// interfaces reads names of network interfaces; none is a choice too.
+func interfaces(s string) ([]string, error) {
+	if s == "" {
+		return nil, nil
 	}
-	return list, nil
+	return list(s, "interface")
+}
+
+// list reads what stands between commas, of which none may be empty or there twice.
+func list(s, what string) ([]string, error) {
+	var parts []string
+	for part := range strings.SplitSeq(s, ",") {
+		part = strings.TrimSpace(part)
+		switch {
+		case part == "":
+			return nil, errors.New("holds an empty " + what)
+		case slices.Contains(parts, part):
+			return nil, fmt.Errorf("names %q twice", part)
+		}
+		parts = append(parts, part)
+	}
+	return parts, nil
+}
+
+// folder reads an absolute path: where an agent is started from says nothing about the node.
+func folder(s string) (string, error) {
+	switch {
+	case s == "":
+		return "", errors.New("no path of a folder")
+	case !filepath.IsAbs(s):
+		return "", errors.New("not an absolute path")
+	}
+	return filepath.Clean(s), nil
 }
 
 func ipv4(s string) (netip.Addr, error) {

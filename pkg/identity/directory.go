@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
-	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -14,6 +13,8 @@ import (
 	"k8s.io/client-go/util/workqueue"
 
 	"github.com/podrole/podrole/internal/park"
+	"github.com/podrole/podrole/pkg/identity/cni"
+	"github.com/podrole/podrole/pkg/node"
 	"github.com/podrole/podrole/pkg/role"
 )
 
@@ -36,28 +37,20 @@ type Follower interface {
 	Gone(role.Workload)
 }
 
-// Config is what a Directory is made of. All fields are required.
+// Config is what a Directory is made of.
 type Config struct {
-	Sources  Sources
-	Follower Follower
-	Logger   *slog.Logger
+	Sources  Sources      // required
+	Follower Follower     // required
+	Logger   *slog.Logger // required
+	// Locate asks the kernel where a source address lives, once per Await or more. Without it addresses alone identify:
+	// for tests, and for nothing else.
+	Locate func(ctx context.Context, source netip.Addr) (node.Place, error)
+	// SharedInterfaces are those that a CNI puts all pods of a node behind.
+	SharedInterfaces []string
 }
 
-// UnknownError says that no Workload can be named for a source address, now. It is not final.
-type UnknownError struct {
-	Source    netip.Addr
-	Claimants int // live pods that claim the address; one claimant is an identity, several are none
-}
-
-// Error implements error.
-func (e *UnknownError) Error() string {
-	if e.Claimants > 1 {
-		return fmt.Sprintf("address %s is claimed by %d pods: refusing to guess", e.Source, e.Claimants)
-	}
-	return fmt.Sprintf("address %s belongs to no pod known to this node", e.Source)
-}
-
-// Directory is the pods of this node by address. Lookup and Await are safe for concurrent use.
+// Directory is the pods of this node by address and by interface. Lookup, Await and SetSandboxes are safe for concurrent
+// use.
 type Directory struct {
 	cfg    Config
 	queue  *workqueue.Typed[string] // keys (namespace/name) of pods to look at again; "" only re-checks the sync
@@ -66,16 +59,12 @@ type Directory struct {
 	synced chan struct{}
 	listed atomic.Bool // the handlers have seen the initial list of pods
 
-	mu     sync.RWMutex // guards the following
-	known  map[string]*pod
-	claims map[netip.Addr][]role.Workload
-	parked park.Lot[netip.Addr]
-}
-
-// pod is what the Directory holds of one pod.
-type pod struct {
-	workload  role.Workload
-	addresses []netip.Addr
+	mu        sync.RWMutex // guards the following
+	known     map[string]*pod
+	keys      map[string]string      // of known pods by the UID that a CNI knows
+	sandboxes map[string]cni.Sandbox // by that UID
+	index     index
+	parked    park.Lot[spot]
 }
 
 // New returns a Directory that knows nothing until Run.
@@ -87,7 +76,8 @@ func New(cfg Config) (*Directory, error) {
 		scopes: make(map[string]*scope),
 		synced: make(chan struct{}),
 		known:  make(map[string]*pod),
-		claims: make(map[netip.Addr][]role.Workload),
+		keys:   make(map[string]string),
+		index:  make(index),
 	}
 	if err := d.pods.SetTransform(trimPod); err != nil {
 		return nil, fmt.Errorf("set pod transform: %w", err)
@@ -98,44 +88,35 @@ func New(cfg Config) (*Directory, error) {
 // Synced is closed once every pod that was on the node at the start has been read and, where it can be, decided on.
 func (d *Directory) Synced() <-chan struct{} { return d.synced }
 
-// Lookup returns the Workload at source, from memory, without waiting.
-func (d *Directory) Lookup(source netip.Addr) (role.Workload, bool) {
-	d.mu.RLock()
-	defer d.mu.RUnlock()
-	return d.lookup(source)
+// SetSandboxes replaces what is known of the sandboxes of this node, by the pod UID that the CNI was given. The map must
+// not be changed afterwards. Sandboxes of pods that are not known to be on this node count for nothing.
+func (d *Directory) SetSandboxes(sandboxes map[string]cni.Sandbox) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	old := d.sandboxes
+	d.sandboxes = sandboxes
+	if (len(old) == 0) != (len(sandboxes) == 0) { // every pod's addresses come from elsewhere now
+		for key := range d.known {
+			d.queue.Add(key)
+		}
+		return
+	}
+	for uid, s := range sandboxes {
+		if before, had := old[uid]; !had || !sameSandbox(before, s) {
+			d.touch(uid)
+		}
+	}
+	for uid := range old {
+		if _, left := sandboxes[uid]; !left {
+			d.touch(uid)
+		}
+	}
 }
 
-func (d *Directory) lookup(source netip.Addr) (role.Workload, bool) {
-	if claimants := d.claims[source]; len(claimants) == 1 {
-		return claimants[0], true
-	}
-	return role.Workload{}, false
-}
-
-// Await returns the Workload at source, and waits for an event that makes it known if none is. When ctx ends first the
-// error is an *UnknownError.
-func (d *Directory) Await(ctx context.Context, source netip.Addr) (role.Workload, error) {
-	if w, ok := d.Lookup(source); ok {
-		return w, nil
-	}
-	for {
-		d.mu.Lock()
-		w, ok := d.lookup(source)
-		if ok {
-			d.mu.Unlock()
-			return w, nil
-		}
-		claimants := len(d.claims[source])
-		ticket := d.parked.Join(source)
-		d.mu.Unlock()
-		select {
-		case <-ticket.Woken():
-		case <-ctx.Done():
-			d.mu.Lock()
-			d.parked.Leave(ticket)
-			d.mu.Unlock()
-			return role.Workload{}, &UnknownError{Source: source, Claimants: claimants}
-		}
+// touch has a pod looked at again. The caller holds mu.
+func (d *Directory) touch(cniUID string) {
+	if key, ok := d.keys[cniUID]; ok {
+		d.queue.Add(key)
 	}
 }
 
@@ -194,7 +175,7 @@ func (d *Directory) reconcile(ctx context.Context, running *sync.WaitGroup, key 
 	d.mu.RLock()
 	old := d.known[key]
 	d.mu.RUnlock()
-	if old != nil && (!live || old.workload.UID != string(p.UID)) {
+	if old != nil && (!live || old.workload != workloadOf(p)) {
 		d.forget(key, old)
 	}
 	if !live {
@@ -202,11 +183,11 @@ func (d *Directory) reconcile(ctx context.Context, running *sync.WaitGroup, key 
 		return
 	}
 	w := workloadOf(p)
-	d.adopt(key, &pod{workload: w, addresses: addressesOf(p)})
+	d.adopt(key, p, w)
 
 	s := d.scopes[w.Namespace]
 	if s == nil {
-		s = newScope(w.Namespace, d.cfg.Sources, d.touchNamespace)
+		s = newScope(w.Namespace, d.cfg.Sources, d.touchNamespace, d.refers)
 		d.scopes[w.Namespace] = s
 		if err := s.start(ctx, running, func() { d.queue.Add("") }); err != nil {
 			d.cfg.Logger.Error("cannot follow namespace", "namespace", w.Namespace, "error", err)
@@ -219,30 +200,45 @@ func (d *Directory) reconcile(ctx context.Context, running *sync.WaitGroup, key 
 	}
 }
 
-// adopt takes p's addresses into the index.
-func (d *Directory) adopt(key string, p *pod) {
+// adopt brings the index in line with what is known of a pod now.
+func (d *Directory) adopt(key string, object *corev1.Pod, w role.Workload) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if old := d.known[key]; old != nil {
-		if slices.Equal(old.addresses, p.addresses) {
+	p := &pod{workload: w, cniUID: cniUIDOf(object)}
+	old := d.known[key]
+	if s, ok := d.sandboxes[p.cniUID]; ok && !object.Spec.HostNetwork {
+		p.sandbox = &s
+	}
+	p.hadSandbox = p.sandbox != nil || old != nil && old.hadSandbox
+	p.addresses = p.claims(addressesOf(object), len(d.sandboxes) > 0)
+	if old != nil {
+		if old.same(p) {
 			return
 		}
-		d.release(old)
+		d.wake(d.index.remove(old))
 	}
 	d.known[key] = p
-	for _, a := range p.addresses {
-		d.claims[a] = append(d.claims[a], p.workload)
-		d.parked.Wake(a)
-	}
+	d.keys[p.cniUID] = key
+	d.wake(d.index.add(p))
 }
 
 // forget removes p from the index, and tells so.
 func (d *Directory) forget(key string, p *pod) {
 	d.mu.Lock()
-	d.release(p)
+	d.wake(d.index.remove(p))
 	delete(d.known, key)
+	if d.keys[p.cniUID] == key {
+		delete(d.keys, p.cniUID)
+	}
 	d.mu.Unlock()
 	d.cfg.Follower.Gone(p.workload)
+}
+
+// wake wakes who waits for something to change at one of the spots. The caller holds mu.
+func (d *Directory) wake(spots []spot) {
+	for _, s := range spots {
+		d.parked.Wake(s)
+	}
 }
 
 // leaveScope ends the watches of a namespace with its last pod. p is nil for a pod that was never held.
@@ -259,19 +255,6 @@ func (d *Directory) leaveScope(key string, p *pod) {
 	}
 }
 
-// release takes p's addresses out of the index. The caller holds mu.
-func (d *Directory) release(p *pod) {
-	for _, a := range p.addresses {
-		left := slices.DeleteFunc(d.claims[a], func(w role.Workload) bool { return w == p.workload })
-		if len(left) == 0 {
-			delete(d.claims, a)
-		} else {
-			d.claims[a] = left
-		}
-		d.parked.Wake(a)
-	}
-}
-
 // touchNamespace has the pods of a namespace looked at again: those of one ServiceAccount, or all if account is empty.
 func (d *Directory) touchNamespace(namespace, account string) {
 	d.mu.RLock()
@@ -283,13 +266,25 @@ func (d *Directory) touchNamespace(namespace, account string) {
 	}
 }
 
+// refers reports whether a pod of this node has a ServiceAccount.
+func (d *Directory) refers(namespace, account string) bool {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	for _, p := range d.known {
+		if p.workload.Namespace == namespace && p.workload.ServiceAccount == account {
+			return true
+		}
+	}
+	return false
+}
+
 func (d *Directory) checkSynced() {
 	select {
 	case <-d.synced:
 		return
 	default:
 	}
-	if !d.listed.Load() || d.queue.Len() > 0 {
+	if !d.listed.Load() {
 		return
 	}
 	for _, s := range d.scopes {
@@ -297,7 +292,10 @@ func (d *Directory) checkSynced() {
 			return
 		}
 	}
-	close(d.synced)
+	// Last: what has synced has put its keys into the queue.
+	if d.queue.Len() == 0 {
+		close(d.synced)
+	}
 }
 
 // keyHandler turns every event into the key of its object.

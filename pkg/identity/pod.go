@@ -19,12 +19,22 @@ func workloadOf(p *corev1.Pod) role.Workload {
 	return role.Workload{Namespace: p.Namespace, Name: p.Name, UID: string(p.UID), ServiceAccount: account}
 }
 
+// cniUIDOf returns the UID that the container runtime gives to a CNI: the pod's own, but of a static pod the hash of its
+// manifest, which its mirror in the API carries as an annotation
+// (https://kubernetes.io/docs/reference/labels-annotations-taints/#kubernetes-io-config-mirror).
+func cniUIDOf(p *corev1.Pod) string {
+	if hash := p.Annotations[corev1.MirrorPodAnnotationKey]; hash != "" {
+		return hash
+	}
+	return string(p.UID)
+}
+
 // finished reports whether p will never run again. Its addresses may be another pod's already.
 func finished(p *corev1.Pod) bool {
 	return p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed
 }
 
-// addressesOf returns the addresses that identify p, sorted: those of its status, unless it shares the node's, or is
+// addressesOf returns the addresses that p's status names, sorted, unless it shares the node's, or is
 // being deleted with all its containers ended, when its sandbox may be gone already. (Ended containers alone prove
 // nothing: they are between two init containers, or about to be restarted.)
 func addressesOf(p *corev1.Pod) []netip.Addr {

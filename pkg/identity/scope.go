@@ -18,7 +18,8 @@ type scope struct {
 	accounts   cache.SharedIndexInformer
 	namespaces cache.SharedIndexInformer
 	touch      func(namespace, account string)
-	pods       map[string]bool // keys; touched by the worker only
+	refers     func(namespace, account string) bool // whether a pod of this node has that ServiceAccount
+	pods       map[string]bool                      // keys; touched by the worker only
 	synced     []cache.ResourceEventHandlerRegistration
 	cancel     context.CancelFunc
 
@@ -26,7 +27,9 @@ type scope struct {
 	deleted map[string]bool // ServiceAccounts that were seen to be deleted, as opposed to not yet seen
 }
 
-func newScope(namespace string, sources Sources, touch func(namespace, account string)) *scope {
+func newScope(
+	namespace string, sources Sources, touch func(namespace, account string), refers func(namespace, account string) bool,
+) *scope {
 	metadata := func(lw cache.ListerWatcher) cache.SharedIndexInformer {
 		return cache.NewSharedIndexInformer(lw, &metav1.PartialObjectMetadata{}, 0, nil)
 	}
@@ -35,6 +38,7 @@ func newScope(namespace string, sources Sources, touch func(namespace, account s
 		accounts:   metadata(sources.ServiceAccounts(namespace)),
 		namespaces: metadata(sources.Namespaces(namespace)),
 		touch:      touch,
+		refers:     refers,
 		pods:       make(map[string]bool),
 		deleted:    make(map[string]bool),
 		cancel:     func() {},
@@ -98,8 +102,10 @@ func (s *scope) accountHandler() cache.ResourceEventHandler {
 			if err != nil {
 				return
 			}
+			// Only those that pods here refer to, or the set would grow with the namespace's churn.
+			remember := deleted && s.refers(s.namespace, name)
 			s.mu.Lock()
-			if deleted {
+			if remember {
 				s.deleted[name] = true
 			} else {
 				delete(s.deleted, name)

@@ -25,8 +25,13 @@ var _ Runner = Exec{}
 // killDelay is how long a program whose context has ended may hold its pipes open before they are closed.
 const killDelay = time.Second
 
-// Run implements [Runner].
+// runTimeout bounds one program. With tens of thousands of rules they take seconds, and wait for a lock for lockWait.
+const runTimeout = 30 * time.Second
+
+// Run implements [Runner]. A program that takes longer than half a minute is killed.
 func (Exec) Run(ctx context.Context, stdin string, name string, args ...string) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, runTimeout)
+	defer cancel()
 	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.Stdin = strings.NewReader(stdin)
 	cmd.WaitDelay = killDelay

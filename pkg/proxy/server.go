@@ -19,9 +19,10 @@ import (
 // Limits on one connection; Wait is added to the times. The request head of the wordiest SDK is about 1 KiB. A body
 // is not read, but net/http skips over up to 256 KiB of it after the answer; readTimeout bounds that as well.
 const (
+	headerTimeout  = 2 * time.Second
 	readTimeout    = 5 * time.Second
 	writeTimeout   = 5 * time.Second
-	maxHeaderBytes = 16 << 10
+	maxHeaderBytes = 8 << 10
 )
 
 // Server is the metadata service for pods. It is safe for concurrent use.
@@ -39,6 +40,7 @@ type Server struct {
 	warnings rate.Sometimes
 	now      func() time.Time
 	started  time.Time
+	limiter  *limiter
 }
 
 // New returns a Server, or what is wrong with c.
@@ -64,6 +66,7 @@ func New(c Config) (*Server, error) {
 		warnings: rate.Sometimes{First: 10, Interval: 10 * time.Second},
 		now:      c.Now,
 		started:  c.Now(),
+		limiter:  newLimiter(),
 	}
 	s.metadata.Store(c.Metadata)
 	return s, nil
@@ -89,6 +92,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		Handler:                      http.HandlerFunc(s.serveHTTP),
 		DisableGeneralOptionsHandler: true,
 		Protocols:                    protocols,
+		ReadHeaderTimeout:            headerTimeout,
 		ReadTimeout:                  readTimeout + s.wait,
 		WriteTimeout:                 writeTimeout + s.wait,
 		MaxHeaderBytes:               maxHeaderBytes,
@@ -105,7 +109,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	}
 
 	served := make(chan error, 1)
-	go func() { served <- server.Serve(hostListener{l}) }()
+	go func() { served <- server.Serve(hostListener{limitListener{l, s.limiter}}) }()
 	var failure error
 	select {
 	case <-ctx.Done():

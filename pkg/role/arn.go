@@ -8,15 +8,20 @@ import (
 
 // roleARN is an IAM role's ARN in any partition (aws, aws-cn, aws-us-gov, aws-iso…), path included
 // (https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_identifiers.html).
-var roleARN = regexp.MustCompile(`^arn:aws[a-z0-9-]*:iam::[0-9]{12}:role/(?:[\x21-\x7e]+/)?[\w+=,.@-]{1,64}$`)
+var roleARN = regexp.MustCompile(`^arn:aws[a-z0-9-]{0,20}:iam::[0-9]{12}:role/(?:[\x21-\x7e]+/)?[\w+=,.@-]{1,64}$`)
+
+// maxPath is the longest path of a role, slashes included
+// (https://docs.aws.amazon.com/IAM/latest/APIReference/API_CreateRole.html).
+const maxPath = 512
 
 // baseARN is what bare role names are appended to: a role ARN up to and including a path.
 var baseARN = regexp.MustCompile(`^arn:aws[a-z0-9-]*:iam::[0-9]{12}:role/(?:[\x21-\x7e]+/)?$`)
 
 // ParseARN checks that s is the ARN of an IAM role.
 func ParseARN(s string) error {
-	if !roleARN.MatchString(s) {
-		return fmt.Errorf("%q is not the ARN of an IAM role; want arn:aws:iam::ACCOUNT:role/[PATH/]NAME", s)
+	path := s[strings.IndexByte(s, '/')+1 : strings.LastIndexByte(s, '/')+1]
+	if len(path) > maxPath || !roleARN.MatchString(s) {
+		return fmt.Errorf("%s is not the ARN of an IAM role; want arn:aws:iam::ACCOUNT:role/[PATH/]NAME", quote(s))
 	}
 	return nil
 }
@@ -38,7 +43,7 @@ func resolve(value, base string) (string, error) {
 		return value, ParseARN(value)
 	}
 	if base == "" {
-		return "", fmt.Errorf("%q is a bare role name; write the role's ARN, or start the agent with --base-role-arn", value)
+		return "", fmt.Errorf("%s is a bare role name; write the role's ARN, or start the agent with --base-role-arn", quote(value))
 	}
 	arn := base + strings.TrimPrefix(value, "/")
 	return arn, ParseARN(arn)

@@ -1,6 +1,7 @@
 package role
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -17,6 +18,12 @@ const (
 	// MaxChainedDuration is the longest session of a role that is assumed with another role's credentials, as the
 	// node's are (https://docs.aws.amazon.com/IAM/latest/UserGuide/id_roles_use.html, role chaining).
 	MaxChainedDuration = time.Hour
+)
+
+// Limits of an external ID (https://docs.aws.amazon.com/STS/latest/APIReference/API_AssumeRole.html).
+const (
+	minExternalID = 2
+	maxExternalID = 1224
 )
 
 // Keys are the annotation keys that a decision reads.
@@ -167,6 +174,19 @@ func (p *Policy) permit(f Facts, n named, arn string) error {
 	return nil
 }
 
+// Forbids returns the Denial if the Namespace of f, as it is now, forbids the role of a Grant that was made earlier, and nil if
+// it permits it or cannot be read. Who keeps a Grant in spite of an annotation that cannot be read asks this first:
+// what can be read still binds.
+func (p *Policy) Forbids(f Facts, g Grant) error {
+	fallback, err := resolve(p.DefaultRole, p.BaseARN)
+	n := named{isDefault: err == nil && fallback == g.RoleARN}
+	denial, ok := errors.AsType[*Denial](p.permit(f, n, g.RoleARN))
+	if !ok || denial.Reason == Malformed {
+		return nil
+	}
+	return denial
+}
+
 // shape applies what the annotations beside the role say about the session.
 func (p *Policy) shape(g Grant, n named) (Grant, error) {
 	if text, ok := n.annotations[p.Keys.SessionDuration]; ok {
@@ -177,6 +197,10 @@ func (p *Policy) shape(g Grant, n named) (Grant, error) {
 		g.Duration = d
 	}
 	if id, ok := n.annotations[p.Keys.ExternalID]; ok && id != "" {
+		if len(id) < minExternalID || len(id) > maxExternalID {
+			return Grant{}, deny(Malformed, "%s beside %s: an external ID has %d to %d characters, this one %d",
+				p.Keys.ExternalID, n.where, minExternalID, maxExternalID, len(id))
+		}
 		if p.Source == WebIdentity {
 			return Grant{}, deny(Unsupported,
 				"%s beside %s: AssumeRoleWithWebIdentity takes no external ID; remove it, or use --credential-source=assume-role",
@@ -189,7 +213,7 @@ func (p *Policy) shape(g Grant, n named) (Grant, error) {
 	}
 	if audience, ok := n.annotations[p.Keys.IRSAAudience]; ok && p.Source == WebIdentity {
 		if !slices.Contains(p.Audiences, audience) {
-			return Grant{}, deny(Unsupported, "%s beside %s: %q is none of --audiences", p.Keys.IRSAAudience, n.where, audience)
+			return Grant{}, deny(Unsupported, "%s beside %s: %s is none of --audiences", p.Keys.IRSAAudience, n.where, quote(audience))
 		}
 		g.Audience = audience
 	}
@@ -203,7 +227,7 @@ func parseDuration(text string, source Source) (time.Duration, error) {
 		d, err = time.Duration(seconds)*time.Second, nil
 	}
 	if err != nil {
-		return 0, fmt.Errorf("%q is neither seconds nor a duration such as 1h30m", text)
+		return 0, fmt.Errorf("%s is neither seconds nor a duration such as 1h30m", quote(text))
 	}
 	longest := MaxDuration
 	if source == AssumeRole {
@@ -213,6 +237,15 @@ func parseDuration(text string, source Source) (time.Duration, error) {
 		return 0, fmt.Errorf("%s is outside %s to %s, which is what STS allows with %s", d, MinDuration, longest, source)
 	}
 	return d.Truncate(time.Second), nil
+}
+
+// quote quotes what somebody wrote into an annotation, cut to a length that a log line can bear.
+func quote(text string) string {
+	const longest = 100
+	if len(text) > longest {
+		return strconv.Quote(text[:longest]) + "…"
+	}
+	return strconv.Quote(text)
 }
 
 func deny(r Reason, format string, args ...any) *Denial {

@@ -100,6 +100,7 @@ func TestDecideFindsTheFirstSource(t *testing.T) {
 			facts:  role.Facts{ServiceAccount: annotations{"podrole.io/role-arn": "orders"}},
 			denied: role.Malformed,
 		},
+		{name: "path_too_long", facts: role.Facts{ServiceAccount: annotations{"podrole.io/role-arn": base + strings.Repeat("p", 512) + "/x"}}, denied: role.Malformed},
 		{name: "not_an_arn", facts: role.Facts{ServiceAccount: annotations{"podrole.io/role-arn": "arn:aws:s3:::bucket"}}, denied: role.Malformed},
 		{
 			name: "deleted_service_account",
@@ -167,6 +168,7 @@ func TestNamespacePermissions(t *testing.T) {
 		{name: "both_must_allow", namespace: annotations{allowed: `["orders"]`, permitted: `.*other`}, denied: role.NotPermitted},
 		{name: "both_allow", namespace: annotations{allowed: `["orders"]`, permitted: `.*orders`}},
 		{name: "bad_json", namespace: annotations{allowed: `["orders"`}, denied: role.Malformed},
+		{name: "too_long", namespace: annotations{permitted: strings.Repeat("x|", 1<<14) + ".*"}, denied: role.Malformed},
 		{name: "bad_regexp", namespace: annotations{permitted: `(`}, denied: role.Malformed},
 	}
 	for _, tt := range tests {
@@ -227,6 +229,7 @@ func TestAnnotationsShapeTheSession(t *testing.T) {
 			want: with(func(g *role.Grant) { g.ExternalID = "x7" })},
 		{name: "external_id_with_web_identity", policy: webIdentity, account: annotations{"iam.amazonaws.com/external-id": "x7"},
 			denied: role.Unsupported},
+		{name: "external_id_too_long", account: annotations{"iam.amazonaws.com/external-id": strings.Repeat("x", 1225)}, denied: role.Malformed},
 		{name: "session_name", account: annotations{"iam.amazonaws.com/session-name": "nightly"},
 			want: with(func(g *role.Grant) { g.SessionName = "podrole-shop.nightly" })},
 		{name: "audience", policy: webIdentity, account: annotations{"eks.amazonaws.com/audience": "second"},
@@ -313,4 +316,28 @@ func FuzzDecide(f *testing.F) {
 			t.Errorf("session name %q has %d bytes", g.SessionName, len(g.SessionName))
 		}
 	})
+}
+
+func TestForbidsReadsWhatCanBeRead(t *testing.T) {
+	grant := role.Grant{RoleARN: orders}
+	tests := []struct {
+		name      string
+		policy    func(*role.Policy)
+		namespace annotations
+		want      bool
+	}{
+		{name: "permitted", namespace: annotations{"iam.amazonaws.com/allowed-roles": `["orders"]`}},
+		{name: "another_only", namespace: annotations{"iam.amazonaws.com/allowed-roles": `["other"]`}, want: true},
+		{name: "none_where_one_is_required", want: true},
+		{name: "cannot_be_read", namespace: annotations{"iam.amazonaws.com/allowed-roles": `[`}},
+		{name: "default_role", policy: func(p *role.Policy) { p.DefaultRole = "orders" }},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			err := policy(tt.policy).Forbids(role.Facts{Workload: workload(), Namespace: tt.namespace}, grant)
+			if (err != nil) != tt.want {
+				t.Errorf("got %v", err)
+			}
+		})
+	}
 }

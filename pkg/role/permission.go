@@ -14,10 +14,17 @@ type permission struct {
 	present   bool
 }
 
+// maxPermission bounds what is read of a Namespace's permissions: a decision must not take long, whoever wrote them.
+const maxPermission = 32 << 10
+
 // parsePermission reads both annotations. Either one that is present and unreadable is an error: a permission that
 // cannot be read must not be taken for none.
 func parsePermission(annotations map[string]string, keys Keys, base string) (permission, error) {
 	var p permission
+	if size := len(annotations[keys.AllowedRoles]) + len(annotations[keys.Permitted]); size > maxPermission {
+		return permission{}, fmt.Errorf("%s and %s have %d characters together; at most %d are read",
+			keys.AllowedRoles, keys.Permitted, size, maxPermission)
+	}
 	if text, ok := annotations[keys.AllowedRoles]; ok {
 		p.present = true
 		var globs []string

@@ -78,7 +78,7 @@ func TestNamesFollowPrometheusConventions(t *testing.T) {
 func TestLabelsAreBounded(t *testing.T) {
 	allowed := []string{
 		telemetry.KeyRoute, telemetry.KeyCode, telemetry.KeyAction, telemetry.KeyRegion, telemetry.KeyReason,
-		telemetry.KeyResult, telemetry.KeyNamespace, telemetry.KeyServiceAccount, "le",
+		telemetry.KeyResult, telemetry.KeyNamespace, telemetry.KeyServiceAccount, "le", "quantile", "version",
 		"service_name", "telemetry_sdk_language", "telemetry_sdk_name", "telemetry_sdk_version", // of target_info
 	}
 	for _, match := range regexp.MustCompile(`([a-z_]+)="`).FindAllStringSubmatch(scrape(t), -1) {

@@ -1,0 +1,72 @@
+package agent
+
+import (
+	"log/slog"
+	"sync"
+	"time"
+)
+
+// staleAfter is how many sweeps may be missing before what the last one found counts for nothing.
+const staleAfter = 3
+
+// health is whether pods are led here and answered, as far as can be told from inside. It is safe for concurrent use.
+type health struct {
+	every  time.Duration // between sweeps; required
+	logger *slog.Logger
+	report func(repaired, intact bool) // to the metrics
+
+	mu        sync.Mutex // guards the following
+	installed bool
+	halves    map[string]check // what the sweeps of the redirect's halves found
+}
+
+// check is the outcome of one sweep of one half.
+type check struct {
+	at  time.Time
+	err error
+}
+
+// install says that pods are led here from now on, or no longer.
+func (h *health) install(on bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.installed = on
+	now := time.Now()
+	h.halves = map[string]check{"guard": {at: now}, "rules": {at: now}}
+	h.report(false, on)
+}
+
+// checked takes note of a sweep. What is wrong is logged when it begins and when it ends.
+func (h *health) checked(half string, repaired bool, err error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	was := h.halves[half].err
+	h.halves[half] = check{time.Now(), err}
+	switch {
+	case err != nil && (was == nil || was.Error() != err.Error()):
+		h.logger.Error("redirect is not whole; pods may be refused", "half", half, "error", err)
+	case err == nil && was != nil:
+		h.logger.Info("redirect is whole again", "half", half)
+	}
+	if repaired {
+		h.logger.Warn("redirect was changed by another program and has been repaired", "half", half)
+	}
+	h.report(repaired, h.intact())
+}
+
+// intact reports whether every half was found right, lately. The caller holds mu.
+func (h *health) intact() bool {
+	for _, c := range h.halves {
+		if c.err != nil || time.Since(c.at) > staleAfter*h.every+10*time.Second {
+			return false
+		}
+	}
+	return true
+}
+
+// ready reports whether pods are led here and the redirect was whole when it was looked at, not long ago.
+func (h *health) ready() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.installed && h.intact()
+}
