@@ -59,8 +59,9 @@ type Locator struct {
 
 	// plain remembers interfaces that are no bridges: name by index, for a kind never changes, and asking for it takes
 	// the kernel's configuration lock, which is busy exactly when pods start. Names are read anew each time: an index
-	// comes back soon, since an interface that a CNI moves here keeps the one it had elsewhere, if that is free. Should both
-	// name and index come back as a bridge, its pods are refused until it is forgotten here, for none of them owns the bridge.
+	// comes back soon, since an interface that a CNI moves here keeps the one it had elsewhere, if that is free. Should
+	// both name and index come back as a bridge, its pods are refused until it is forgotten here, for none of them owns
+	// the bridge.
 	plain *lru.Cache[int, string]
 }
 
@@ -91,15 +92,15 @@ func (l *Locator) closeIdle(count int) {
 	}
 }
 
-// Locate says where the source of a connection lives. Local is the connection's address at this end: the route is the one that
-// the kernel takes for its answers, with every policy rule that applies to them. (Amazon VPC CNI keeps the routes to pods
-// with security groups of their own, in strict mode, in tables that only a rule from that address leads to.) The
-// zero Addr for local leaves it to the kernel to choose one, which comes to the same unless there are such rules. Firewall
-// marks are not considered.
+// Locate says where the source of a connection lives. Local is the connection's address at this end: the route is the
+// one that the kernel takes for its answers, with every policy rule that applies to them. (Amazon VPC CNI keeps the
+// routes to pods with security groups of their own, in strict mode, in tables that only a rule from that address leads
+// to.) The zero Addr for local leaves it to the kernel to choose one, which comes to the same unless there are such
+// rules. Firewall marks are not considered.
 //
 // It takes microseconds; on a bridge, and once for each new interface, it also waits for the kernel's configuration
-// lock. It returns when ctx is done at the latest. An error means that the kernel did not answer, or not in
-// time; where nothing is found, the Place says so and the error is nil.
+// lock. It returns when ctx is done at the latest. An error means that the kernel did not answer, or not in time;
+// where nothing is found, the Place says so and the error is nil.
 func (l *Locator) Locate(ctx context.Context, source, local netip.Addr) (Place, error) {
 	source, local = source.Unmap(), local.Unmap()
 	// A route to a link-local IPv6 address exists on every link, and so says nothing.

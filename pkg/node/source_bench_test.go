@@ -8,7 +8,10 @@ import (
 )
 
 func BenchmarkLocate(b *testing.B) {
-	for name, network := range map[string]nodebox.PodNetwork{"own-interface": nodebox.Routed, "bridge": nodebox.Bridge} {
+	for name, network := range map[string]nodebox.PodNetwork{
+		"own-interface": nodebox.Routed,
+		"bridge":        nodebox.Bridge,
+	} {
 		box := nodebox.ForTest(b, nodebox.Config{Pods: network})
 		locator := newLocator(b, box)
 		// A pod's neighbour and forwarding entries are there once it has connected.

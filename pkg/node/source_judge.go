@@ -91,7 +91,7 @@ func (p Place) Judge(source netip.Addr, sandbox Sandbox, shared []string) error 
 		return mismatch(MismatchNowhere, "", "")
 	case p.Local:
 		return mismatch(MismatchLocal, "", "")
-	case !p.Bridge && slices.Contains(shared, p.Interface): // may be behind a gateway: Cilium names its own interface as one
+	case !p.Bridge && slices.Contains(shared, p.Interface): // and maybe Gateway: Cilium's routes name the node itself
 		if !listed {
 			return mismatch(MismatchAddress, "", "")
 		}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -99,23 +100,19 @@ func TestLocateOthers(t *testing.T) {
 				"224.0.0.1":       {},
 			}
 			if box.HasIPv6() {
-				for addr, place := range map[string]node.Place{
+				maps.Copy(places, map[string]node.Place{
 					"::1":              {Interface: "lo", Local: true},
 					"2001:db8:0:1::10": {Interface: "lo", Local: true},
 					"2001:db8:0:2::10": {Interface: "eth0", Gateway: true},
 					"fe80::1":          {},
 					"fe80::1%eth0":     {},
 					"ff02::1":          {},
-				} {
-					places[addr] = place
-				}
+				})
 			}
 			for addr, place := range places {
 				expectPlace(t, locator, netip.MustParseAddr(addr), place)
 			}
-			if place, err := locator.Locate(t.Context(), netip.Addr{}, netip.Addr{}); err != nil || place.Interface != "" {
-				t.Errorf("Locate of the zero address = %+v, %v, want nowhere", place, err)
-			}
+			expectPlace(t, locator, netip.Addr{}, node.Place{})
 		})
 	}
 }
@@ -161,7 +158,8 @@ func TestLocateByPolicy(t *testing.T) {
 		t.Errorf("Locate of an answer from %v = %+v, %v, want %s", agent4, got, err, pod.HostInterface)
 	}
 	// An answer from an address that the node does not have goes nowhere.
-	if got, err := locator.Locate(t.Context(), pod.IP, netip.MustParseAddr("192.0.2.77")); err != nil || got.Interface != "" {
+	got, err = locator.Locate(t.Context(), pod.IP, netip.MustParseAddr("192.0.2.77"))
+	if err != nil || got.Interface != "" {
 		t.Errorf("Locate of an answer from a foreign address = %+v, %v, want nowhere", got, err)
 	}
 	if _, err := locator.Locate(t.Context(), pod.IP, agent6); err == nil {
@@ -333,7 +331,8 @@ func newSourceServer(t testing.TB, box *nodebox.Box, locator *node.Locator) *sou
 // own says whose an address rightly is.
 func (s *sourceServer) own(pod *nodebox.Pod) {
 	for _, addr := range podAddresses(pod) {
-		s.sandboxes.Store(addr, node.Sandbox{HostInterface: pod.HostInterface, MAC: pod.MAC, Addresses: podAddresses(pod)})
+		s.sandboxes.Store(addr,
+			node.Sandbox{HostInterface: pod.HostInterface, MAC: pod.MAC, Addresses: podAddresses(pod)})
 	}
 }
 

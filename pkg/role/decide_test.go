@@ -2,6 +2,7 @@ package role_test
 
 import (
 	"errors"
+	"maps"
 	"strings"
 	"testing"
 	"time"
@@ -241,9 +242,7 @@ func TestAnnotationsShapeTheSession(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			account := annotations{"podrole.io/role-arn": orders}
-			for k, v := range tt.account {
-				account[k] = v
-			}
+			maps.Copy(account, tt.account)
 			g, err := policy(tt.policy).Decide(role.Facts{Workload: workload(), ServiceAccount: account, Namespace: anyRole})
 			if tt.denied != "" {
 				check(t, g, err, "", tt.denied)
