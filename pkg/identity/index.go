@@ -102,21 +102,20 @@ func (x index) remove(p *pod) []spot {
 // speaks: of a sandbox the kernel still has its namespace, while the API may be seconds behind. Of several, nobody is
 // meant, and the number says so.
 func (x index) at(source netip.Addr) (p *pod, claimants int) {
-	var sandboxed, others []*pod
+	sandboxed := false
 	for _, q := range x[spot{address: source}] {
-		if q.sandbox != nil {
-			sandboxed = append(sandboxed, q)
-		} else {
-			others = append(others, q)
+		switch {
+		case q.sandbox != nil && !sandboxed:
+			sandboxed, p, claimants = true, q, 1
+		case (q.sandbox != nil) == sandboxed:
+			p = q
+			claimants++
 		}
 	}
-	if len(sandboxed) > 0 {
-		others = sandboxed
+	if claimants > 1 {
+		return nil, claimants
 	}
-	if len(others) == 1 {
-		return others[0], 1
-	}
-	return nil, len(others)
+	return p, claimants
 }
 
 // behind returns the one pod that an interface leads to.

@@ -106,30 +106,22 @@ func (d *Directory) wait(ctx context.Context, source netip.Addr, place node.Plac
 // An interface that leads to one pod decides: no pod can change the node's routes, and some pods have addresses that no
 // list names. Else the address does, and the place has to be right for the pod that claims it.
 func (d *Directory) resolve(source netip.Addr, place node.Place, located bool) (role.Workload, error) {
-	unknown := &UnknownError{Source: source}
 	p, claimants := d.index.at(source)
-	unknown.Claimants = claimants
-	if !located {
-		if p == nil {
-			return role.Workload{}, unknown
+	if located && !place.Bridge {
+		if owner, owners := d.index.behind(place.Interface); owners > 0 {
+			if p != nil && p.sandbox != nil && p != owner {
+				owners = 2 // the address is another's
+			}
+			p, claimants = owner, owners
 		}
-		return p.workload, nil
 	}
-	if owner, owners := d.index.behind(place.Interface); !place.Bridge && owners > 0 {
-		unknown.Claimants = owners
-		if p != nil && p.sandbox != nil && p != owner {
-			unknown.Claimants = 2
+	if p == nil || claimants > 1 {
+		return role.Workload{}, &UnknownError{Source: source, Claimants: claimants}
+	}
+	if located {
+		if err := d.judge(p, source, place); err != nil {
+			return role.Workload{}, &UnknownError{Source: source, Claimants: claimants, Err: err}
 		}
-		if unknown.Claimants > 1 {
-			return role.Workload{}, unknown
-		}
-		p = owner
-	}
-	if p == nil {
-		return role.Workload{}, unknown
-	}
-	if unknown.Err = d.judge(p, source, place); unknown.Err != nil {
-		return role.Workload{}, unknown
 	}
 	return p.workload, nil
 }
