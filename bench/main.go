@@ -22,7 +22,7 @@ import (
 )
 
 // longest bounds the whole run.
-const longest = 15 * time.Minute
+const longest = 20 * time.Minute
 
 func main() {
 	poll.Main()  // the pollers in the pods are this same program,
@@ -80,6 +80,9 @@ func bench(ctx context.Context, w io.Writer, into string) error {
 	}{
 		{"the credential request, against a bare handler", imds},
 		{"what a rotation costs, against STS in-line", rotations},
+		{"a pod's first request, before the API knows its address", firstCredential},
+		{"who is calling", resolve},
+		{"memory, and how it grows with the cluster", memory},
 	} {
 		fmt.Fprintf(w, "== %s\n", m.what)
 		figures, err := m.measure(ctx, agent)

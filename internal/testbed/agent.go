@@ -157,3 +157,21 @@ func (a *Agent) Metrics(ctx context.Context) (string, error) {
 	}
 	return string(text), nil
 }
+
+// RSS returns the resident memory of the agent's process, in bytes, as the kernel counts it (proc_pid_status(5)).
+func (a *Agent) RSS() (int64, error) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", a.cmd.Process.Pid))
+	if err != nil {
+		return 0, fmt.Errorf("read memory of the agent: %w", err)
+	}
+	for line := range strings.Lines(string(text)) {
+		if rest, ok := strings.CutPrefix(line, "VmRSS:"); ok {
+			var kib int64
+			if _, err := fmt.Sscanf(rest, "%d kB", &kib); err != nil {
+				return 0, fmt.Errorf("read memory of the agent: %w", err)
+			}
+			return kib << 10, nil
+		}
+	}
+	return 0, errors.New("read memory of the agent: the process is gone")
+}

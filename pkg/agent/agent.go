@@ -179,9 +179,10 @@ func (a *agent) assemble(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	pinned := &pins{pin: a.redirect.node.PinMAC, next: a.directory.SetSandboxes, logger: a.logger}
 	a.sandboxes, err = cni.New(cni.Config{
 		Dir:     a.cfg.Cluster.CNIDir,
-		Changed: a.directory.SetSandboxes,
+		Changed: pinned.SetSandboxes,
 		Logger:  a.logger,
 	})
 	if err != nil {

@@ -25,4 +25,7 @@
 //
 // The rules bear protocol "kernel", which keeps systemd-networkd from deleting them as foreign
 // (networkd.conf(5), ManageForeignRoutingPolicyRules). Rules of that protocol with priorities 1 to 9 are ours.
+//
+// The same library tells where a source address lives (Locator), which is how a connection is traced to its pod, and has
+// bridges keep each pod's MAC address behind its own port (Redirect.PinMAC).
 package node

@@ -189,7 +189,7 @@ func usurp(t *testing.T, attacker, victim *nodebox.Pod, takeMAC bool) {
 	})
 }
 
-// silence makes a pod answer nothing: it no longer has its addresses, and speaks no ARP.
+// silence makes a pod send nothing at all any more, not even what its kernel sends of its own accord.
 func silence(t *testing.T, pod *nodebox.Pod) {
 	t.Helper()
 	inNamespace(t, pod.Namespace, func() error {
@@ -197,15 +197,8 @@ func silence(t *testing.T, pod *nodebox.Pod) {
 		if err != nil {
 			return err
 		}
-		addrs, err := netlink.AddrList(link, netlink.FAMILY_ALL)
-		if err != nil {
-			return err
-		}
-		errs := []error{netlink.LinkSetARPOff(link)}
-		for _, a := range addrs {
-			errs = append(errs, netlink.AddrDel(link, &a))
-		}
-		return errors.Join(errs...)
+		return netlink.QdiscReplace(&netlink.GenericQdisc{QdiscType: "blackhole",
+			QdiscAttrs: netlink.QdiscAttrs{LinkIndex: link.Attrs().Index, Parent: netlink.HANDLE_ROOT}})
 	})
 }
 

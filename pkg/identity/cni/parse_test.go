@@ -309,6 +309,22 @@ func TestWhichInterfacesCount(t *testing.T) {
 			},
 			host: "eni1", others: []string{"veth9"},
 		},
+		{
+			name: "address_of_what_is_no_link",
+			interfaces: []any{
+				entry{"name": "dummy1", "sandbox": "2"}, entry{"name": "veth1"}, entry{"name": "eth0", "sandbox": sandbox},
+			},
+			ips:  []any{entry{"address": "10.9.9.9/32", "interface": 0}, entry{"address": "10.0.0.1/32", "interface": 2}},
+			host: "veth1", addresses: addrs("10.0.0.1"),
+		},
+		{
+			name: "interfaces_of_the_sandbox_are_not_the_nodes",
+			interfaces: []any{
+				entry{"name": "eth0", "sandbox": sandbox}, entry{"name": "net1", "sandbox": sandbox},
+			},
+			ips:       []any{entry{"address": "10.0.0.1/24", "interface": 0}},
+			addresses: addrs("10.0.0.1"),
+		},
 		{name: "nothing"},
 		{name: "no_interfaces", ips: []any{entry{"address": "10.0.0.1/24"}}, addresses: addrs("10.0.0.1")},
 		{name: "nameless_neighbour", interfaces: []any{entry{"mac": "0a:00:00:00:00:02"}, entry{"name": "eth0", "sandbox": sandbox}}},

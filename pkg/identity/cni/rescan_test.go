@@ -22,6 +22,7 @@ type blind struct {
 	*Watcher
 	results string
 	dead    atomic.Bool // there are no network namespaces
+	meddle  func()      // called once, by the Watcher, when it has told of the start
 	log     bytes.Buffer
 	stop    func()
 
@@ -31,6 +32,13 @@ type blind struct {
 
 // startBlind waits for the Watcher's first word.
 func startBlind(t *testing.T, notify func() (notifier, error)) *blind {
+	b := newBlind(t, notify)
+	b.start(t)
+	b.expect(t, "start", 1, 0)
+	return b
+}
+
+func newBlind(t *testing.T, notify func() (notifier, error)) *blind {
 	dir := t.TempDir()
 	b := &blind{results: filepath.Join(dir, resultsFolder)}
 	var err error
@@ -41,6 +49,9 @@ func startBlind(t *testing.T, notify func() (notifier, error)) *blind {
 			b.mu.Lock()
 			defer b.mu.Unlock()
 			b.told = append(b.told, m)
+			if len(b.told) == 1 && b.meddle != nil {
+				b.meddle()
+			}
 		},
 		Rescan: 10 * time.Second,
 		Logger: slog.New(slog.NewTextHandler(&b.log, nil)),
@@ -49,6 +60,10 @@ func startBlind(t *testing.T, notify func() (notifier, error)) *blind {
 		t.Fatal(err)
 	}
 	b.notify = notify
+	return b
+}
+
+func (b *blind) start(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- b.Run(ctx) }()
@@ -59,8 +74,6 @@ func startBlind(t *testing.T, notify func() (notifier, error)) *blind {
 		}
 	})
 	t.Cleanup(b.stop)
-	b.expect(t, "start", 1, 0)
-	return b
 }
 
 // expect checks how often there was a change so far, and how many sandboxes there are since the last one.
@@ -84,6 +97,22 @@ func (b *blind) mkdir(t *testing.T) {
 func (b *blind) write(t *testing.T, name, data string) {
 	t.Helper()
 	if err := os.WriteFile(filepath.Join(b.results, name), []byte(data), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (b *blind) written(t *testing.T, name string) time.Time {
+	t.Helper()
+	info, err := os.Stat(filepath.Join(b.results, name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return info.ModTime()
+}
+
+func (b *blind) setWritten(t *testing.T, name string, written time.Time) {
+	t.Helper()
+	if err := os.Chtimes(filepath.Join(b.results, name), written, written); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -114,7 +143,9 @@ func TestWithoutEvents(t *testing.T) {
 				b.write(t, "podnet-2-eth0", "{")
 				rescan()
 				b.expect(t, "half a file", 1, 0)
+				half := b.written(t, plainName)
 				b.write(t, plainName, plainFile)
+				b.setWritten(t, plainName, half) // within one tick of the clock of files
 				b.expect(t, "before the rescan", 1, 0)
 				rescan()
 				b.expect(t, "the whole file", 2, 1)
@@ -182,5 +213,24 @@ func TestLostEvents(t *testing.T) {
 		b.expect(t, "no event", 1, 0)
 		lost <- fsnotify.ErrEventOverflow
 		b.expect(t, "lost events", 2, 1)
+	})
+}
+
+// TestBurstIsOneChange: events that are there together are told together.
+func TestBurstIsOneChange(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		events := make(chan fsnotify.Event, 2)
+		b := newBlind(t, func() (notifier, error) {
+			return notifier{events: events, add: func(string) error { return nil }, close: func() error { return nil }}, nil
+		})
+		b.meddle = func() {
+			b.mkdir(t)
+			b.write(t, plainName, plainFile)
+			b.write(t, "podnet-2-eth0", strings.NewReplacer(`"1"`, `"2"`, `"a"`, `"b"`).Replace(plainFile))
+			events <- fsnotify.Event{Name: filepath.Join(b.results, plainName), Op: fsnotify.Write}
+			events <- fsnotify.Event{Name: filepath.Join(b.results, "podnet-2-eth0"), Op: fsnotify.Write}
+		}
+		b.start(t)
+		b.expect(t, "two files", 2, 2)
 	})
 }

@@ -245,8 +245,9 @@ func TestCounts(t *testing.T) {
 	n.add(t, "2", "a")
 	n.age(t, "1", "a")
 	n.write(t, filepath.Join(results, "net-3-eth0"), []byte(`{"kind":`))
-	n.write(t, filepath.Join(results, "net-4-eth0"), []byte(strings.Repeat(" ", 2<<20)+"{}"))
-	path, data := n.file(t, "5", "b")
+	path, data := n.file(t, "4", "big")
+	n.write(t, path, append(data, strings.Repeat(" ", 2<<20)...))
+	path, data = n.file(t, "5", "b")
 	n.write(t, path, []byte(strings.ReplaceAll(string(data), n.netns, "/proc/1")))
 	if err := os.Mkdir(filepath.Join(results, "folder"), 0o700); err != nil {
 		t.Fatal(err)
