@@ -121,6 +121,18 @@ func (a *agent) telemetry() (err error) {
 			}
 			return a.assignments.keptPods()
 		},
+		Bypassing: func() int {
+			if a.assignments == nil {
+				return 0
+			}
+			return a.assignments.bypassing()
+		},
+		WatchAge: func() time.Duration {
+			if a.kube.pulse == nil {
+				return 0
+			}
+			return a.kube.pulse.Age()
+		},
 	})
 	return err
 }

@@ -45,6 +45,7 @@ type assignmentsConfig struct {
 // decision is a Grant, or the Denial that says why there is none.
 type decision struct {
 	pod    role.Workload
+	bypass string // variable that leads the pod's SDKs elsewhere
 	grant  role.Grant
 	denial error
 	// unreadable is the Denial in spite of which the Grant is kept, until the time given; else nil.
@@ -65,7 +66,7 @@ func (a *assignments) Known(f role.Facts) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	old, had := a.byUID[f.Workload.UID]
-	next := decision{pod: f.Workload, grant: grant, denial: denial}
+	next := decision{pod: f.Workload, bypass: f.Bypass, grant: grant, denial: denial}
 	if had && old.denial == nil && reasonOf(denial) == role.Malformed {
 		if forbidden := a.cfg.policy.Forbids(f, old.grant); forbidden != nil {
 			next.denial = forbidden
@@ -130,8 +131,15 @@ func (a *assignments) report(old, next decision, had bool) {
 				next.until.UTC().Format(time.RFC3339), next.unreadable))
 		}
 	case next.denial == nil:
-		if !had || old.denial != nil || old.grant != next.grant || old.unreadable != nil {
-			logger.Info("pod granted a role", "grant", next.grant)
+		if had && old.denial == nil && old.grant == next.grant && old.unreadable == nil {
+			return
+		}
+		logger.Info("pod granted a role", "grant", next.grant)
+		if next.bypass != "" {
+			logger.Warn("pod's SDKs will not ask for it: its environment leads them elsewhere", "variable", next.bypass)
+			a.cfg.warn(next.pod, telemetry.EventBypassed, fmt.Sprintf("%s is set in this pod, so SDKs since 2019 do not ask podrole for "+
+				"credentials. If the IRSA webhook set it, rename the ServiceAccount's annotation to %s and restart the pod.",
+				next.bypass, a.cfg.policy.Keys.RoleARN))
 		}
 	case !had || old.denial == nil || old.denial.Error() != next.denial.Error():
 		reason := reasonOf(next.denial)
@@ -198,6 +206,19 @@ func (a *assignments) keptPods() int {
 	n := 0
 	for _, d := range a.byUID {
 		if d.unreadable != nil {
+			n++
+		}
+	}
+	return n
+}
+
+// bypassing counts the pods with a Grant whose SDKs are led elsewhere.
+func (a *assignments) bypassing() int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	n := 0
+	for _, d := range a.byUID {
+		if d.denial == nil && d.bypass != "" {
 			n++
 		}
 	}

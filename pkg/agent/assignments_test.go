@@ -170,3 +170,17 @@ func TestAnEditThatCannotBeReadLocksNobodyOut(t *testing.T) {
 		}
 	})
 }
+
+func TestPodsThatBypassUsAreTold(t *testing.T) {
+	a, l := newTestAssignments(func(string) {})
+	f := factsWith("one")
+	f.Bypass = "AWS_WEB_IDENTITY_TOKEN_FILE"
+	a.Known(f)
+	a.Known(f)
+	if diff := cmp.Diff([]string{"PodroleBypassed for 1"}, l.events); diff != "" {
+		t.Errorf("owners told (-want +got):\n%s", diff)
+	}
+	if got := a.bypassing(); got != 1 {
+		t.Errorf("%d pods bypass, want 1", got)
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"time"
 
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/metadata"
@@ -19,7 +20,14 @@ import (
 type kube struct {
 	sources identity.Sources
 	client  kubernetes.Interface            // nil where there is no API server
+	pulse   *identity.Pulse                 // of the watch of pods; nil where there is no API server
 	run     func(ctx context.Context) error // follows the source itself; nil where informers do all
+}
+
+// quiet lets a watch of pods be silent for less than a minute, which an API server that sends bookmarks hardly ever is. The
+// connection as such is looked after by client-go's HTTP/2 pings.
+func quiet() identity.Quiet {
+	return identity.Quiet{Pods: 50 * time.Second, Namespaces: 5 * time.Minute}
 }
 
 func openKube(cfg config.Config, logger *slog.Logger) (kube, error) {
@@ -53,7 +61,9 @@ func openKube(cfg config.Config, logger *slog.Logger) (kube, error) {
 	if err != nil {
 		return kube{}, fmt.Errorf("make Kubernetes metadata client: %w", err)
 	}
-	return kube{sources: identity.ClusterSources(client, objects, cfg.Cluster.NodeName), client: client}, nil
+	pulse := new(identity.Pulse)
+	sources := identity.ClusterSources(client, objects, cfg.Cluster.NodeName, quiet(), pulse)
+	return kube{sources: sources, client: client, pulse: pulse}, nil
 }
 
 func restConfig(kubeconfig string) (*rest.Config, error) {

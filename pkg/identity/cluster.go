@@ -2,6 +2,7 @@ package identity
 
 import (
 	"context"
+	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
@@ -13,37 +14,45 @@ import (
 	"k8s.io/client-go/tools/cache"
 )
 
-// ClusterSources reads from an API server: the pods of node, and the metadata of Namespaces and ServiceAccounts.
-func ClusterSources(client kubernetes.Interface, objects metadata.Interface, node string) Sources {
+// ClusterSources reads from an API server: the pods of node, and the metadata of Namespaces and ServiceAccounts. pulse is
+// that of the watch of pods.
+func ClusterSources(client kubernetes.Interface, objects metadata.Interface, node string, quiet Quiet, pulse *Pulse) Sources {
 	return Sources{
 		Pods: listerWatcher(client,
 			fields.OneTermEqualSelector("spec.nodeName", node),
 			func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
 				return client.CoreV1().Pods(metav1.NamespaceAll).List(ctx, o)
 			},
-			client.CoreV1().Pods(metav1.NamespaceAll).Watch),
+			client.CoreV1().Pods(metav1.NamespaceAll).Watch,
+			quiet.Pods, pulse),
 		ServiceAccounts: func(namespace string) cache.ListerWatcher {
-			return metadataOf(objects, "serviceaccounts", namespace, fields.Everything())
+			return metadataOf(objects, "serviceaccounts", namespace, fields.Everything(), quiet.Namespaces)
 		},
 		Namespaces: func(name string) cache.ListerWatcher {
-			return metadataOf(objects, "namespaces", metav1.NamespaceAll, fields.OneTermEqualSelector("metadata.name", name))
+			one := fields.OneTermEqualSelector("metadata.name", name)
+			return metadataOf(objects, "namespaces", metav1.NamespaceAll, one, quiet.Namespaces)
 		},
 	}
 }
 
-func metadataOf(objects metadata.Interface, resource, namespace string, selector fields.Selector) cache.ListerWatcher {
+func metadataOf(
+	objects metadata.Interface, resource, namespace string, selector fields.Selector, quiet time.Duration,
+) cache.ListerWatcher {
 	client := objects.Resource(schema.GroupVersionResource{Version: "v1", Resource: resource}).Namespace(namespace)
 	return listerWatcher(objects, selector,
 		func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) { return client.List(ctx, o) },
-		client.Watch)
+		client.Watch,
+		quiet, nil)
 }
 
-// listerWatcher narrows list and watch to selector. client tells whether streaming lists are understood.
+// listerWatcher narrows list and watch to selector, and has silent watches end. client tells whether streaming lists are understood.
 func listerWatcher(
 	client any,
 	selector fields.Selector,
 	list func(context.Context, metav1.ListOptions) (runtime.Object, error),
 	follow func(context.Context, metav1.ListOptions) (watch.Interface, error),
+	quiet time.Duration,
+	pulse *Pulse,
 ) cache.ListerWatcher {
 	return cache.ToListWatcherWithWatchListSemantics(&cache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
@@ -52,7 +61,11 @@ func listerWatcher(
 		},
 		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
 			o.FieldSelector = selector.String()
-			return follow(ctx, o)
+			w, err := follow(ctx, o)
+			if err != nil {
+				return nil, err
+			}
+			return ended(w, quiet, pulse), nil
 		},
 	}, client)
 }

@@ -224,7 +224,13 @@ func TestAddressFollowsThePod(t *testing.T) {
 func TestUnknownIsNotNone(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		c := start(t)
-		c.pods.Add(newPod("shop", "a", "1", func(p *corev1.Pod) { p.Annotations = map[string]string{"k": "pod"} }))
+		c.pods.Add(newPod("shop", "a", "1", func(p *corev1.Pod) {
+			p.Annotations = map[string]string{"k": "pod"}
+			p.Spec.Containers = []corev1.Container{
+				{Name: "side", Env: []corev1.EnvVar{{Name: "HOME", Value: "/"}}},
+				{Name: "main", Env: []corev1.EnvVar{{Name: "AWS_WEB_IDENTITY_TOKEN_FILE", Value: "/token"}}},
+			}
+		}))
 		synctest.Wait()
 		if f, ok := c.known("1"); ok {
 			t.Fatalf("decided on %+v before anything but the pod was read", f)
@@ -245,6 +251,7 @@ func TestUnknownIsNotNone(t *testing.T) {
 			Workload:       role.Workload{Namespace: "shop", Name: "a", UID: "1", ServiceAccount: "app"},
 			Pod:            map[string]string{"k": "pod"},
 			ServiceAccount: map[string]string{"k": "account"},
+			Bypass:         "AWS_WEB_IDENTITY_TOKEN_FILE",
 		}
 		f, _ := c.known("1")
 		if diff := cmp.Diff(want, f); diff != "" {

@@ -60,6 +60,27 @@ func allEnded(containers []corev1.ContainerStatus) bool {
 	return len(containers) > 0
 }
 
+// bypasses are variables by which a container's SDKs find credentials before they would ask the metadata service: the IRSA
+// webhook sets the first, the EKS Pod Identity webhook and ECS the others
+// (https://docs.aws.amazon.com/sdkref/latest/guide/standardized-credentials.html).
+func bypasses() []string {
+	return []string{
+		"AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_FULL_URI", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+	}
+}
+
+// bypassOf returns the first such variable in p's containers; none is the empty string.
+func bypassOf(p *corev1.Pod) string {
+	for _, c := range p.Spec.Containers {
+		for _, variable := range c.Env {
+			if slices.Contains(bypasses(), variable.Name) {
+				return variable.Name
+			}
+		}
+	}
+	return ""
+}
+
 // trimPod keeps of a pod what this package reads, so that large specs and managed fields take no memory.
 func trimPod(object any) (any, error) {
 	p, ok := object.(*corev1.Pod)
@@ -81,6 +102,9 @@ func trimPod(object any) (any, error) {
 			HostNetwork:        p.Spec.HostNetwork,
 		},
 		Status: corev1.PodStatus{Phase: p.Status.Phase, PodIP: p.Status.PodIP, PodIPs: p.Status.PodIPs},
+	}
+	if variable := bypassOf(p); variable != "" {
+		trimmed.Spec.Containers = []corev1.Container{{Env: []corev1.EnvVar{{Name: variable}}}}
 	}
 	for _, c := range p.Status.ContainerStatuses {
 		trimmed.Status.ContainerStatuses = append(trimmed.Status.ContainerStatuses,

@@ -127,7 +127,7 @@ func (s *scope) facts(w role.Workload, p *corev1.Pod) (role.Facts, bool) {
 	if !ok {
 		return role.Facts{}, false
 	}
-	f := role.Facts{Workload: w, Pod: p.Annotations, Namespace: namespace}
+	f := role.Facts{Workload: w, Pod: p.Annotations, Namespace: namespace, Bypass: bypassOf(p)}
 	f.ServiceAccount, ok = annotations(s.accounts, w.Namespace+"/"+w.ServiceAccount)
 	if !ok {
 		s.mu.Lock()

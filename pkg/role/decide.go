@@ -77,6 +77,9 @@ type Facts struct {
 	ServiceAccount           map[string]string
 	Namespace                map[string]string
 	ServiceAccountWasDeleted bool
+	// Bypass names a variable in the pod's environment that leads SDKs elsewhere for credentials; empty: none. It changes
+	// no decision: the pod may have other programs.
+	Bypass string
 }
 
 // Decide returns the Grant of the workload that f describes, or the *Denial that says why it has none. The role is

@@ -31,6 +31,8 @@ const (
 	Denials             = "podrole.denials"
 	PodsDenied          = "podrole.pods.denied"
 	PodsKept            = "podrole.pods.kept"
+	PodsBypassing       = "podrole.pods.bypassing"
+	WatchAge            = "podrole.watch.age"
 	RedirectRepairs     = "podrole.redirect.repairs"
 	RedirectIntact      = "podrole.redirect.intact"
 )
@@ -59,6 +61,8 @@ type Config struct {
 	Sessions   func(yield func(SessionLife) bool) // required
 	DeniedPods func() map[string]int              // required: live pods without a role, by reason
 	KeptPods   func() int                         // required: live pods whose role outlives an edit that cannot be read
+	Bypassing  func() int                         // required: live pods with a role whose SDKs are led elsewhere
+	WatchAge   func() time.Duration               // required: since the watch of pods was last heard of
 }
 
 // Metrics are the instruments. All methods are safe for concurrent use.
@@ -138,6 +142,16 @@ func gauges(meter metric.Meter, cfg Config) error {
 	if err != nil {
 		return fmt.Errorf("make kept pods gauge: %w", err)
 	}
+	bypassing, err := meter.Int64ObservableGauge(PodsBypassing,
+		metric.WithDescription("Pods on this node that have a role here and whose environment leads SDKs elsewhere for credentials."))
+	if err != nil {
+		return fmt.Errorf("make bypassing pods gauge: %w", err)
+	}
+	age, err := meter.Float64ObservableGauge(WatchAge, metric.WithUnit("s"),
+		metric.WithDescription("Time since the API server's watch of this node's pods was last heard of."))
+	if err != nil {
+		return fmt.Errorf("make watch age gauge: %w", err)
+	}
 	observe := func(_ context.Context, o metric.Observer) error {
 		type account struct{ namespace, name string }
 		shortest := make(map[account]time.Duration)
@@ -155,9 +169,11 @@ func gauges(meter metric.Meter, cfg Config) error {
 			o.ObserveInt64(denied, int64(n), metric.WithAttributes(attribute.String(KeyReason, reason)))
 		}
 		o.ObserveInt64(kept, int64(cfg.KeptPods()))
+		o.ObserveInt64(bypassing, int64(cfg.Bypassing()))
+		o.ObserveFloat64(age, cfg.WatchAge().Seconds())
 		return nil
 	}
-	if _, err := meter.RegisterCallback(observe, expiry, denied, kept); err != nil {
+	if _, err := meter.RegisterCallback(observe, expiry, denied, kept, bypassing, age); err != nil {
 		return fmt.Errorf("register gauges: %w", err)
 	}
 	return nil

@@ -24,6 +24,8 @@ func scrape(t *testing.T) string {
 		},
 		DeniedPods: func() map[string]int { return map[string]int{"no-role": 2} },
 		KeptPods:   func() int { return 1 },
+		Bypassing:  func() int { return 3 },
+		WatchAge:   func() time.Duration { return 4 * time.Second },
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -55,6 +57,8 @@ func TestSeries(t *testing.T) {
 		`podrole_denials_total{reason="no-role"} 1`,
 		`podrole_pods_denied{reason="no-role"} 2`,
 		`podrole_pods_kept 1`,
+		`podrole_pods_bypassing 3`,
+		`podrole_watch_age_seconds 4`,
 		`podrole_redirect_repairs_total 1`,
 		`podrole_redirect_intact 1`,
 	} {
@@ -93,6 +97,8 @@ func BenchmarkServed(b *testing.B) {
 		Sessions:   func(func(telemetry.SessionLife) bool) {},
 		DeniedPods: func() map[string]int { return nil },
 		KeptPods:   func() int { return 0 },
+		Bypassing:  func() int { return 0 },
+		WatchAge:   func() time.Duration { return 0 },
 	})
 	if err != nil {
 		b.Fatal(err)
