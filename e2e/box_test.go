@@ -380,3 +380,16 @@ func TestIPv6SwitchedOff(t *testing.T) {
 	}
 	noLeaks(t, bed)
 }
+
+// TestBareRoleNames: kube2iam's way, with the account of the node and the pod's own annotation.
+func TestBareRoleNames(t *testing.T) {
+	bed := newBed(t, testbed.Config{})
+	pod := addPod(t, bed, "orders", "orders")
+	if err := bed.AddServiceAccount("shop", "orders", "orders"); err != nil { // a name, no ARN
+		t.Fatal(err)
+	}
+	startAgent(t, bed, "--discover-base-role-arn")
+	if got := get(t, pod, credentials+"orders"); got.status != http.StatusOK {
+		t.Errorf("got %s", got)
+	}
+}

@@ -143,6 +143,12 @@ func (a *agent) assemble(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if a.cfg.Roles.DiscoverBaseRoleARN {
+		if a.cfg.Roles.BaseRoleARN, err = discoverBaseARN(ctx, nodeMetadata(a.cfg)); err != nil {
+			return err
+		}
+		a.logger.Info("base of role ARNs discovered", "base_role_arn", a.cfg.Roles.BaseRoleARN)
+	}
 	if a.kube, err = openKube(a.cfg, a.logger); err != nil {
 		return err
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"strings"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -15,6 +16,7 @@ import (
 	"github.com/podrole/podrole/pkg/config"
 	"github.com/podrole/podrole/pkg/proxy"
 	"github.com/podrole/podrole/pkg/proxy/metadata"
+	"github.com/podrole/podrole/pkg/role"
 )
 
 // upstreamTimeout bounds what is asked of the node's own metadata service in one go.
@@ -44,26 +46,61 @@ func ownAWS(ctx context.Context, cfg config.Config) (aws.Config, error) {
 	return own, err
 }
 
-// regionAttempts bounds how often the metadata service of a node that is still starting is asked for the region.
-const regionAttempts = 6
+// discoveryAttempts bounds how often the metadata service of a node that is still starting is asked.
+const discoveryAttempts = 6
 
-func discoverRegion(ctx context.Context, client *imds.Client) (string, error) {
-	var failed error
-	for range regionAttempts {
+// discover asks the node's metadata service until it answers.
+func discover[T any](ctx context.Context, ask func(context.Context) (T, error)) (T, error) {
+	var answer T
+	var err error
+	for range discoveryAttempts {
 		attempt, cancel := context.WithTimeout(ctx, upstreamTimeout)
-		found, err := client.GetRegion(attempt, &imds.GetRegionInput{})
+		answer, err = ask(attempt)
 		cancel()
 		if err == nil {
-			return found.Region, nil
+			return answer, nil
 		}
-		failed = err
 		select {
 		case <-ctx.Done():
-			return "", ctx.Err()
+			return answer, ctx.Err()
 		case <-time.After(time.Second):
 		}
 	}
-	return "", fmt.Errorf("the AWS region is unknown: set --sts-region (the node's metadata service does not say: %w)", failed)
+	return answer, err
+}
+
+func discoverRegion(ctx context.Context, client *imds.Client) (string, error) {
+	found, err := discover(ctx, func(ctx context.Context) (*imds.GetRegionOutput, error) {
+		return client.GetRegion(ctx, &imds.GetRegionInput{})
+	})
+	if err != nil {
+		return "", fmt.Errorf("the AWS region is unknown: set --sts-region (the node's metadata service does not say: %w)", err)
+	}
+	return found.Region, nil
+}
+
+// discoverBaseARN returns what stands before the names of roles in the account of the node's instance profile.
+func discoverBaseARN(ctx context.Context, client *imds.Client) (string, error) {
+	found, err := discover(ctx, func(ctx context.Context) (*imds.GetIAMInfoOutput, error) {
+		return client.GetIAMInfo(ctx, &imds.GetIAMInfoInput{})
+	})
+	if err != nil {
+		return "", fmt.Errorf("the account of the node is unknown: set --base-role-arn (its metadata service does not say: %w)", err)
+	}
+	base, err := baseOfProfile(found.InstanceProfileArn)
+	if err != nil {
+		return "", fmt.Errorf("read the node's instance profile: %w; set --base-role-arn", err)
+	}
+	return base, nil
+}
+
+// baseOfProfile turns arn:aws:iam::ACCOUNT:instance-profile/NAME into arn:aws:iam::ACCOUNT:role/.
+func baseOfProfile(profile string) (string, error) {
+	account, _, found := strings.Cut(profile, ":instance-profile/")
+	if !found {
+		return "", fmt.Errorf("%q is not the ARN of an instance profile", profile)
+	}
+	return role.ParseBaseARN(account + ":role/")
 }
 
 // keepMetadata fetches what pods may read of the node's metadata, until one fetch succeeds or ctx ends; pods are served

@@ -82,7 +82,13 @@ func (l *loader) checkRoles() {
 			r.RequireNamespacePermission = false
 		}
 	}
-	if r.DefaultRole != "" && l.usable("base-role-arn") {
+	if r.DiscoverBaseRoleARN && r.BaseRoleARN != "" && l.usable("discover-base-role-arn", "base-role-arn") {
+		l.refuse("discover-base-role-arn", "--base-role-arn is given too", "give one of them")
+	}
+	if r.DiscoverBaseRoleARN && !l.config.Metadata.Upstream && l.usable("discover-base-role-arn", "metadata-upstream") {
+		l.refuse("discover-base-role-arn", "only the node's metadata service tells", "leave out --metadata-upstream=false")
+	}
+	if r.DefaultRole != "" && l.usable("base-role-arn") && !r.DiscoverBaseRoleARN {
 		l.checkDefaultRole()
 	}
 	if l.given("pod-role-annotation") && l.usable("pod-role-annotation", "pod-role-annotations") &&

@@ -40,6 +40,7 @@ type Cluster struct {
 // Roles says which annotations name a role and what a session looks like unless an annotation says otherwise.
 type Roles struct {
 	BaseRoleARN                string        // ends in a slash; empty: bare role names cannot be resolved
+	DiscoverBaseRoleARN        bool          // whether BaseRoleARN is the account of the node's instance profile
 	DefaultRole                string        // ARN, or a bare name when BaseRoleARN is set; empty: none
 	RoleARNAnnotation          string        // on ServiceAccounts
 	IRSARoleARNAnnotation      string        // on ServiceAccounts

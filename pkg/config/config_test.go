@@ -91,6 +91,7 @@ func samples() map[string]struct {
 		"irsa-role-arn-annotation":     {"a.b/c", func(c *Config) { c.Roles.IRSARoleARNAnnotation = "a.b/c" }},
 		"pod-role-annotations":         {"true", func(c *Config) { c.Roles.PodRoleAnnotations = true }},
 		"require-namespace-permission": {"false", func(*Config) {}},
+		"discover-base-role-arn":       {"true", func(c *Config) { c.Roles.DiscoverBaseRoleARN = true }},
 		"last-valid-grant":             {"0s", func(c *Config) { c.Roles.LastValidGrant = 0 }},
 		"session-duration":             {"12h", func(c *Config) { c.Roles.SessionDuration = 12 * time.Hour }},
 		"credential-source": {"assume-role", func(c *Config) {
@@ -255,6 +256,11 @@ func bad() map[string][]struct{ args, line string } {
 			{"--audiences=", `--audiences "": holds an empty audience`},
 			{"--audiences=a,b,a", `--audiences "a,b,a": names "a" twice`},
 			{"--audiences=a --audiences=a", `--audiences "a,a": names "a" twice`},
+		},
+		"discover-base-role-arn": {
+			{"--discover-base-role-arn=on", `--discover-base-role-arn "on": not a boolean`},
+			{"--discover-base-role-arn --base-role-arn=arn:aws:iam::111122223333:role/", `--discover-base-role-arn "true": --base-role-arn is given too`},
+			{"--discover-base-role-arn --metadata-upstream=false", `--discover-base-role-arn "true": only the node's metadata`},
 		},
 		"last-valid-grant": {
 			{"--last-valid-grant=-1s", `--last-valid-grant "-1s": too short`},

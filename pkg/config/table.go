@@ -106,6 +106,12 @@ func table(c *Config) []setting {
 			want:  "the beginning of role ARNs, for example arn:aws:iam::111122223333:role/",
 			parse: into(&c.Roles.BaseRoleARN, optional(baseRoleARN)),
 		}, {
+			topic: topicRoles, name: "discover-base-role-arn", preset: "false",
+			help: "Whether --base-role-arn is taken from the node's instance profile: its account, without a path, as kube2iam " +
+				"can do.",
+			want:  "true or false",
+			parse: into(&c.Roles.DiscoverBaseRoleARN, boolean),
+		}, {
 			topic: topicRoles, name: "default-role", value: "ROLE", unset: "none: such pods get no credentials",
 			help:  "Role of pods for which no annotation names one: an ARN, or a name behind --base-role-arn.",
 			want:  "a role's ARN, for example arn:aws:iam::111122223333:role/app, or its name together with --base-role-arn",
