@@ -58,7 +58,7 @@ func (c *cluster) known(uid string) (role.Facts, bool) {
 
 // start runs a Directory over an empty cluster with the namespaces shop and bank, in a synctest bubble, and ends it
 // with the test.
-func start(t *testing.T) *cluster {
+func start(t *testing.T, edit ...func(*identity.Config)) *cluster {
 	c := &cluster{
 		pods:       cachetest.NewFakeControllerSource(),
 		accounts:   map[string]*cachetest.FakeControllerSource{},
@@ -70,7 +70,7 @@ func start(t *testing.T) *cluster {
 		c.namespaces[ns] = cachetest.NewFakeControllerSource()
 	}
 	var err error
-	c.directory, err = identity.New(identity.Config{
+	cfg := identity.Config{
 		Sources: identity.Sources{
 			Pods:            c.pods,
 			ServiceAccounts: func(ns string) cache.ListerWatcher { return c.accounts[ns] },
@@ -78,8 +78,11 @@ func start(t *testing.T) *cluster {
 		},
 		Follower: c,
 		Logger:   slog.New(slog.DiscardHandler),
-	})
-	if err != nil {
+	}
+	for _, e := range edit {
+		e(&cfg)
+	}
+	if c.directory, err = identity.New(cfg); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
@@ -136,6 +139,21 @@ func (c *cluster) expect(t *testing.T, want map[string]string) {
 		w, ok := c.directory.Lookup(netip.MustParseAddr(ip))
 		if ok != (uid != "") || w.UID != uid {
 			t.Errorf("%s belongs to %q, want %q", ip, w.UID, uid)
+		}
+	}
+}
+
+// expectSoon waits, in the bubble's time, until a pod is at an address.
+func (c *cluster) expectSoon(t *testing.T, ip, uid string) {
+	t.Helper()
+	const patience = 2 * time.Minute
+	for began := time.Now(); ; time.Sleep(time.Second) {
+		w, _ := c.directory.Lookup(netip.MustParseAddr(ip))
+		if w.UID == uid {
+			return
+		}
+		if time.Since(began) > patience {
+			t.Fatalf("%s belongs to %q after %s, want %q", ip, w.UID, patience, uid)
 		}
 	}
 }
