@@ -16,12 +16,20 @@ build: ## build bin/podrole, static
 	CGO_ENABLED=0 $(GO) build -trimpath -o bin/podrole ./cmd/agent
 
 .PHONY: test
-test: deps lint manifests unit fuzz ## everything that can be checked here, with the race detector
+test: deps lint manifests unit $(if $(ROOT),conformance) fuzz ## everything that can be checked here, with the race detector
 
 .PHONY: unit
 unit: deps ## all Go tests; those that need network namespaces run as root only
 	@echo "== tests$(if $(ROOT),, (network namespace tests are skipped: run as root to have them))"
 	$(GO) test -race -timeout 20m ./...
+
+.PHONY: conformance
+conformance: deps ## real SDKs of all ages in the pods of a node in a box (root; some minutes the first time)
+	@mkdir -p bin
+	@echo "== build (some minutes the first time)"
+	CGO_ENABLED=0 $(GO) build -trimpath -o bin/podrole ./cmd/agent
+	CGO_ENABLED=0 $(GO) build -trimpath -o bin/conformance ./e2e/conformance
+	@bin/conformance
 
 # Each target in turn: `go test -fuzz` takes one at a time.
 .PHONY: fuzz

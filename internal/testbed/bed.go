@@ -190,11 +190,15 @@ func (b *Bed) Put(kind, namespace, name string, metadata, rest map[string]any) e
 		return fmt.Errorf("write object: %w", err)
 	}
 	// Renamed into place, so that the agent never reads half of it.
-	file := b.file(kind, namespace, name)
-	if err := os.WriteFile(file+".new", text, 0o600); err != nil {
+	file, err := os.CreateTemp(b.Objects, "*.new")
+	if err != nil {
 		return fmt.Errorf("write object: %w", err)
 	}
-	if err := os.Rename(file+".new", file); err != nil {
+	_, err = file.Write(text)
+	if err = errors.Join(err, file.Close()); err != nil {
+		return fmt.Errorf("write object: %w", err)
+	}
+	if err := os.Rename(file.Name(), b.file(kind, namespace, name)); err != nil {
 		return fmt.Errorf("write object: %w", err)
 	}
 	return nil

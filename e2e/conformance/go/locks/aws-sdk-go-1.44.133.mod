@@ -1,0 +1,7 @@
+module podrole.io/conformance
+
+go 1.26.0
+
+require github.com/aws/aws-sdk-go v1.44.133
+
+require github.com/jmespath/go-jmespath v0.4.0 // indirect
