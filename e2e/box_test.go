@@ -393,3 +393,34 @@ func TestBareRoleNames(t *testing.T) {
 		t.Errorf("got %s", got)
 	}
 }
+
+// TestRestartKeepsSessionsAndTokens: the next agent serves what the last one minted, without a call to STS, and takes
+// its IMDSv2 tokens; and a role that was taken away meanwhile is not served.
+func TestRestartKeepsSessionsAndTokens(t *testing.T) {
+	bed := newBed(t, testbed.Config{Flags: []string{"--state-dir-on-disk"}})
+	stateDir := "--state-dir=" + filepath.Join(bed.Box.Dir, "state")
+	orders, reports := addPod(t, bed, "orders", "orders"), addPod(t, bed, "reports", "reports")
+	agent := startAgent(t, bed, stateDir)
+	token := ask(t.Context(), orders.Namespace, http.MethodPut, metadataIPv4+tokenPath, ttlHeader, "600")
+	before := get(t, orders, credentials+"orders", tokenHeader, token.body)
+	if before.status != http.StatusOK {
+		t.Fatalf("got %s", before)
+	}
+	if err := agent.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	if err := bed.AddServiceAccount("shop", "reports", ""); err != nil {
+		t.Fatal(err)
+	}
+	bed.AWS.ResetCalls()
+	startAgent(t, bed, stateDir)
+	if after := get(t, orders, credentials+"orders", tokenHeader, token.body); after.body != before.body {
+		t.Errorf("after a restart: got %s, want what it had before", after)
+	}
+	if got := get(t, reports, credentials+"reports"); got.status != http.StatusNotFound {
+		t.Errorf("a role taken away while no agent ran: got %s, want 404", got)
+	}
+	if n := bed.AWS.Count(awstest.Filter{Action: "AssumeRole"}); n != 0 {
+		t.Errorf("%d calls to STS for sessions that were still good", n)
+	}
+}

@@ -21,15 +21,8 @@ import (
 // namespace is where all pods are.
 const namespace = "shop"
 
-// stateDirFlag is the agent's flag for a folder in which the keys of its tokens outlive it. While there is none, tokens
-// end with the agent and the scenario "restart" is not played.
-const stateDirFlag = ""
-
 // restarts is the scenario that all clients play at once: see [stage.restart].
 func restarts() []scenario {
-	if stateDirFlag == "" {
-		return nil
-	}
 	return []scenario{{scenarioRestart, "the agent is replaced, and the client reads credentials anew with the token that it has", nil}}
 }
 
@@ -95,10 +88,9 @@ func (s *stage) replaceAgent(ctx context.Context, flags ...string) (err error) {
 		}
 	}
 	// Two dozen pods at once are no node's everyday, and a client that is slow to start holds its call to STS for long.
-	flags = append([]string{"--sts-rate=50", "--sts-timeout=1m"}, flags...)
-	if stateDirFlag != "" {
-		flags = append(flags, stateDirFlag+"="+filepath.Join(s.bed.Box.Dir, "state"))
-	}
+	flags = append([]string{
+		"--sts-rate=50", "--sts-timeout=1m", "--state-dir=" + filepath.Join(s.bed.Box.Dir, "state"), "--state-dir-on-disk",
+	}, flags...)
 	s.agent, err = s.bed.StartAgent(ctx, flags...)
 	return err
 }

@@ -2,9 +2,7 @@ package agent
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
-	"fmt"
 	"log/slog"
 	"time"
 
@@ -19,6 +17,7 @@ import (
 	"github.com/podrole/podrole/pkg/proxy"
 	"github.com/podrole/podrole/pkg/proxy/metadata"
 	"github.com/podrole/podrole/pkg/role"
+	"github.com/podrole/podrole/pkg/state"
 	"github.com/podrole/podrole/pkg/sts"
 	"github.com/podrole/podrole/pkg/telemetry"
 )
@@ -28,8 +27,6 @@ const (
 	warmUp = 10 * time.Second
 	// endWithin is how long the end waits for workers, once all requests are answered.
 	endWithin = 3 * time.Second
-	// tokenKeySize is the size of the key that signs IMDSv2 tokens, in bytes.
-	tokenKeySize = 32
 )
 
 // Run guards the node, serves its pods, and returns when ctx has ended and the requests in flight are answered. Guard
@@ -88,6 +85,7 @@ type agent struct {
 	directory   *identity.Directory
 	sandboxes   *cni.Watcher
 	proxy       *proxy.Server
+	state       *state.Dir      // nil without --state-dir
 	known       metadata.Static // of the node, without asking its metadata service
 	health      *health
 }
@@ -155,12 +153,17 @@ func (a *agent) assemble(ctx context.Context) error {
 	if a.kube.client != nil {
 		a.events = telemetry.NewEvents(a.kube.client.CoreV1(), a.cfg.Cluster.NodeName)
 	}
-	minter, err := a.minter(own)
+	kept, err := a.openState()
+	if err != nil {
+		return err
+	}
+	minter, err := a.minter(own, kept.tokens)
 	if err != nil {
 		return err
 	}
 	a.cache, err = cache.New(cache.Config{
 		Minter: minter,
+		Store:  kept.sessions,
 		Render: proxy.RenderCredentials,
 		Rate:   a.cfg.STS.Rate,
 		Logger: a.logger,
@@ -206,16 +209,12 @@ func (a *agent) assemble(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	key := make([]byte, tokenKeySize)
-	if _, err := rand.Read(key); err != nil {
-		return fmt.Errorf("make token key: %w", err)
-	}
 	a.known = metadata.Static{Region: own.Region, Zone: a.cfg.Metadata.AvailabilityZone}
 	a.proxy, err = proxy.New(proxy.Config{
 		Identity: a.directory,
 		Roles:    a.assignments,
 		Sessions: a.cache,
-		Keys:     [][]byte{key},
+		Keys:     kept.keys,
 		IMDSv1:   a.cfg.Metadata.IMDSv1,
 		Metadata: metadata.FromStatic(a.known),
 		Wait:     a.cfg.Metadata.RequestWait,
@@ -228,11 +227,16 @@ func (a *agent) assemble(ctx context.Context) error {
 	return err
 }
 
-func (a *agent) minter(own aws.Config) (*sts.Minter, error) {
+func (a *agent) minter(own aws.Config, kept sts.TokenStore) (*sts.Minter, error) {
 	cfg := sts.Config{
-		Region:  own.Region,
-		Timeout: a.cfg.STS.Timeout,
-		Observe: a.metrics.STSCalled,
+		Region:          own.Region,
+		FailoverRegions: a.cfg.STS.FailoverRegions,
+		FIPS:            a.cfg.STS.FIPS,
+		DualStack:       a.cfg.STS.DualStack,
+		AssumeRoleARN:   a.cfg.STS.AssumeRoleARN,
+		HTTPClient:      httpClient(a.cfg),
+		Timeout:         a.cfg.STS.Timeout,
+		Observe:         a.metrics.STSCalled,
 	}
 	if a.cfg.STS.Endpoint != nil {
 		cfg.Endpoint = a.cfg.STS.Endpoint.String()
@@ -244,6 +248,7 @@ func (a *agent) minter(own aws.Config) (*sts.Minter, error) {
 	tokens, err := sts.NewTokenRequester(sts.TokenConfig{
 		Client:   a.kube.client.CoreV1(),
 		Lifetime: a.cfg.STS.TokenLifetime,
+		Store:    kept,
 		Logger:   a.logger,
 		Observe:  a.metrics.STSCalled,
 	})
@@ -303,6 +308,9 @@ func (a *agent) run(ctx context.Context) error {
 
 	stopWork()
 	err = errors.Join(err, a.await(workers))
+	if a.state != nil {
+		err = errors.Join(err, a.state.Close())
+	}
 	a.logger.Info("agent ended; guard and rules stay in place")
 	return errors.Join(err, a.metrics.Shutdown(context.WithoutCancel(ctx)))
 }

@@ -16,7 +16,8 @@ import (
 // sessions is where a Grant's Session is wanted and no longer wanted.
 type sessions interface {
 	Want(g role.Grant, pod role.Workload)
-	Release(g role.Grant, uid string)
+	Release(g role.Grant, uid string) // the pod is gone; the next one may find the Session warm
+	Revoke(g role.Grant, uid string)  // the pod may no longer have it
 }
 
 // assignments holds the decision in force for each pod of this node, recomputed on events and never per request, and
@@ -102,7 +103,7 @@ func (a *assignments) put(next decision) {
 	a.byUID[w.UID] = next
 	a.parked.Wake(w.UID)
 	if wasGranted && !same {
-		a.cfg.sessions.Release(old.grant, w.UID)
+		a.cfg.sessions.Revoke(old.grant, w.UID)
 	}
 	a.report(old, next, had)
 }

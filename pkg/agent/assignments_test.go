@@ -19,6 +19,7 @@ type ledger struct{ entries, events []string }
 
 func (l *ledger) Want(g role.Grant, pod role.Workload) { l.add("want", g, pod.UID) }
 func (l *ledger) Release(g role.Grant, uid string)     { l.add("release", g, uid) }
+func (l *ledger) Revoke(g role.Grant, uid string)      { l.add("revoke", g, uid) }
 func (l *ledger) add(what string, g role.Grant, uid string) {
 	l.entries = append(l.entries, fmt.Sprintf("%s %s for %s", what, g.RoleName(), uid))
 }
@@ -56,8 +57,8 @@ func TestSessionsFollowDecisions(t *testing.T) {
 	a.Gone(caller)
 	want := []string{
 		"want one for 1",
-		"want two for 1", "release one for 1",
-		"release two for 1",
+		"want two for 1", "revoke one for 1",
+		"revoke two for 1",
 		"want two for 1",
 		"release two for 1",
 	}
@@ -146,8 +147,8 @@ func TestAnEditThatCannotBeReadLocksNobodyOut(t *testing.T) {
 		if got := granted(caller); got != string(role.Malformed) {
 			t.Errorf("after a day: got %q, want a denial", got)
 		}
-		if last := l.entries[len(l.entries)-1]; last != "release one for 1" {
-			t.Errorf("the session was not released: %q", l.entries)
+		if last := l.entries[len(l.entries)-1]; last != "revoke one for 1" {
+			t.Errorf("the session was not revoked: %q", l.entries)
 		}
 
 		a.Known(factsWith("one"))

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"net/netip"
 	"strings"
 	"time"
@@ -17,14 +18,23 @@ import (
 	"github.com/podrole/podrole/pkg/proxy"
 	"github.com/podrole/podrole/pkg/proxy/metadata"
 	"github.com/podrole/podrole/pkg/role"
+	"github.com/podrole/podrole/pkg/sts"
 )
 
 // upstreamTimeout bounds what is asked of the node's own metadata service in one go.
 const upstreamTimeout = 5 * time.Second
 
+// httpClient makes all calls outside the cluster. Proxies come from the environment, but never for the metadata service.
+func httpClient(cfg config.Config) *http.Client {
+	return sts.NewHTTPClient(cfg.Metadata.Address, cfg.Metadata.AddressIPv6)
+}
+
 // nodeMetadata is a client of the node's own metadata service.
 func nodeMetadata(cfg config.Config) *imds.Client {
-	return imds.New(imds.Options{Endpoint: "http://" + netip.AddrPortFrom(cfg.Metadata.Address, 80).String()})
+	return imds.New(imds.Options{
+		Endpoint:   "http://" + netip.AddrPortFrom(cfg.Metadata.Address, 80).String(),
+		HTTPClient: httpClient(cfg),
+	})
 }
 
 // ownAWS is the agent's own AWS configuration: credentials from the environment, files or the node's metadata service,
@@ -32,6 +42,7 @@ func nodeMetadata(cfg config.Config) *imds.Client {
 func ownAWS(ctx context.Context, cfg config.Config) (aws.Config, error) {
 	own, err := awsconfig.LoadDefaultConfig(ctx,
 		awsconfig.WithRegion(cfg.STS.Region),
+		awsconfig.WithHTTPClient(httpClient(cfg)),
 		awsconfig.WithEC2IMDSEndpoint("http://"+netip.AddrPortFrom(cfg.Metadata.Address, 80).String()))
 	if err != nil {
 		return aws.Config{}, fmt.Errorf("load AWS configuration: %w", err)

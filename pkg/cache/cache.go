@@ -42,8 +42,11 @@ type Cache struct {
 	made     uint64     // entries, ever
 	released *simplelru.LRU[role.Grant, *entry]
 	limiter  *rate.Limiter
-	flights  int  // mints under way
-	retried  bool // the last mint started was a retry
+	flying   map[role.Grant]bool // Grants with a flight under way, which may outlive their entry
+	retried  bool                // the last mint started was a retry
+
+	unkept   map[role.Grant]bool // Grants of which the Store may not know the latest
+	keepWake chan struct{}       // holds one element when there are some
 }
 
 // New returns a Cache, or an error that names the field at fault. Nothing is minted before Run.
@@ -61,29 +64,39 @@ func New(cfg Config) (*Cache, error) {
 		stopped:  make(chan struct{}),
 		wake:     make(chan struct{}, 1),
 		released: released,
+		flying:   make(map[role.Grant]bool),
+		unkept:   make(map[role.Grant]bool),
+		keepWake: make(chan struct{}, 1),
 		limiter:  rate.NewLimiter(rate.Limit(cfg.Rate), cfg.Burst),
 	}
 	c.entries.Store(new(index))
 	return c, nil
 }
 
-// Want says that pod uses g from now on: a Session is minted if there is none and kept fresh until every pod that
-// wants g was released. Call it before a request can be told that pod has g. Idempotent by the pod's UID.
+// Want says that pod uses g from now on: a Session is minted, if there is none in memory nor in the Store, and kept
+// fresh until every pod that wants g was released. Call it once it is decided that pod has g, and before a request can
+// be told so. Idempotent by the pod's UID.
 func (c *Cache) Want(g role.Grant, pod role.Workload) {
+	kept := c.load(g)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	e := (*c.entries.Load())[g]
 	if e == nil {
 		e = &entry{grant: g, order: c.made, settled: make(chan struct{})}
+		e.session.Store(kept)
 		c.made++
 		c.publish(func(entries index) { entries[g] = e })
 	}
 	c.released.Remove(g)
+	if _, ok := c.cfg.Minter.(Preparer); ok && !e.wanted() && e.session.Load() != nil {
+		e.unready = true
+	}
 	e.want(pod)
 	c.look()
 }
 
-// Release says that the pod with this UID no longer uses g. Idempotent; unknown pods and Grants are ignored.
+// Release says that the pod with this UID is gone and no longer uses g. The Session stays for the next pod, see
+// Config.Linger. Idempotent; unknown pods and Grants are ignored.
 func (c *Cache) Release(g role.Grant, uid string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -100,6 +113,22 @@ func (c *Cache) Release(g role.Grant, uid string) {
 	c.released.Add(g, e)
 	e.settle() // whoever is parked is to learn that nothing is coming
 	c.look()   // it may not be worth keeping
+}
+
+// Revoke says that g was taken away from the pod with this UID, or replaced by another Grant. Unlike after Release,
+// nothing lingers: if no other pod wants g, its Session is gone from memory when Revoke returns, and from the Store soon
+// after. A mint under way does not bring it back.
+func (c *Cache) Revoke(g role.Grant, uid string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if e := (*c.entries.Load())[g]; e != nil {
+		e.release(uid)
+		if e.wanted() {
+			return
+		}
+		c.drop(e)
+	}
+	c.changed(g)
 }
 
 // Get returns a Session of g that has not expired. With one in memory, which is the rule, it takes no lock, makes no
@@ -139,7 +168,7 @@ func (c *Cache) park(ctx context.Context, g role.Grant) (*Session, error) {
 		if err := e.denied(); err != nil {
 			return nil, err
 		}
-		if e.dropped || !e.wanted() && !e.minting {
+		if e.dropped || !e.wanted() && !c.flying[g] {
 			return nil, fmt.Errorf("get session for %s: %w", g.RoleARN, ErrNotWanted)
 		}
 		if left != nil {
@@ -214,29 +243,23 @@ func (c *Cache) look() {
 	}
 }
 
-// record writes down how a mint of e ended and returns the Outcome. Caller holds mu.
-func (c *Cache) record(e *entry, pod role.Workload, s *Session, err error, took time.Duration) Outcome {
+// record writes down how a mint of e ended, and reports whether that is news. Caller holds mu.
+func (c *Cache) record(e *entry, s *Session, err error) (changed bool) {
 	before := e.failure
-	hadSession := e.session.Load() != nil
 	if err == nil {
+		changed = before.count > 0 || e.session.Load() == nil
+		s.RefreshLeft = refreshLeft(s.Life(), c.cfg.Rand())
 		e.session.Store(s)
-		e.refreshLeft = refreshLeft(s.Life(), c.cfg.Rand())
 		e.failure = failure{}
-	} else {
-		e.failure = failure{
-			count:  before.count + 1,
-			last:   time.Now(),
-			err:    err,
-			kind:   sts.KindOf(err),
-			jitter: c.cfg.Rand(),
-		}
+		c.changed(e.grant)
+		return changed
 	}
-	var changed bool
-	switch {
-	case err == nil:
-		changed = before.count > 0 || !hadSession
-	default:
-		changed = before.count == 0 || before.kind != e.failure.kind
+	e.failure = failure{
+		count:  before.count + 1,
+		last:   time.Now(),
+		err:    err,
+		kind:   sts.KindOf(err),
+		jitter: c.cfg.Rand(),
 	}
-	return Outcome{Grant: e.grant, Pod: pod, Err: err, Took: took, Changed: changed}
+	return before.count == 0 || before.kind != e.failure.kind
 }

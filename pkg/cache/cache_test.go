@@ -28,11 +28,11 @@ func TestRefreshAtHalfLife(t *testing.T) {
 		random float64
 		want   time.Duration // from mint to refresh
 	}{
-		{"hour_latest", time.Hour, 0, 30 * time.Minute},
-		{"hour_middle", time.Hour, 0.5, 28*time.Minute + 48*time.Second},
+		{"hour_latest", time.Hour, 0, 29*time.Minute + 24*time.Second},
+		{"hour_middle", time.Hour, 0.5, 28*time.Minute + 30*time.Second},
 		{"hour_earliest", time.Hour, 1, 27*time.Minute + 36*time.Second},
-		{"shortest", 15 * time.Minute, 0, 7*time.Minute + 30*time.Second},
-		{"longest", 12 * time.Hour, 0, 6 * time.Hour},
+		{"shortest", 15 * time.Minute, 0, 7*time.Minute + 21*time.Second},
+		{"longest", 12 * time.Hour, 0, 5*time.Hour + 52*time.Minute + 48*time.Second},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -166,8 +166,8 @@ func TestManyDueAtOnce(t *testing.T) {
 		due := time.Now().Add(30 * time.Minute)
 		f := &fakeSTS{latency: func() time.Duration { return 1500 * time.Millisecond }}
 		f.life = func(role.Grant) time.Duration {
-			if left := time.Until(due); left > 0 {
-				return 2 * left // half life is at due for all
+			if left := time.Until(due); left > time.Second {
+				return time.Duration(float64(left) / 0.49) // 51 % are left at due, for all
 			}
 			return time.Hour
 		}
@@ -450,7 +450,9 @@ func TestFailingGrantsLeaveRateForRefreshes(t *testing.T) {
 func TestReleaseStopsRenewals(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := &fakeSTS{}
-		c, _ := start(t, config(f))
+		cfg := config(f)
+		cfg.Linger = -1
+		c, _ := start(t, cfg)
 		c.Want(grant(1), pod("a"))
 		c.Want(grant(1), pod("a")) // once, however often it is said
 		c.Want(grant(1), pod("b"))
@@ -483,23 +485,6 @@ func TestReleaseStopsRenewals(t *testing.T) {
 		}
 		if _, err := get(t, c, grant(1)); !errors.Is(err, cache.ErrNotWanted) {
 			t.Errorf("a day after the release: %v", err)
-		}
-	})
-}
-
-func TestLinger(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		cfg := config(&fakeSTS{})
-		cfg.Linger = 5 * time.Minute
-		c, _ := start(t, cfg)
-		c.Want(grant(1), pod("a"))
-		synctest.Wait()
-		c.Release(grant(1), "uid-a")
-		time.Sleep(5*time.Minute - time.Second)
-		mustGet(t, c, grant(1))
-		time.Sleep(2 * time.Second)
-		if _, err := get(t, c, grant(1)); !errors.Is(err, cache.ErrNotWanted) {
-			t.Errorf("after Linger: %v", err)
 		}
 	})
 }
@@ -664,7 +649,6 @@ func TestConfigErrors(t *testing.T) {
 		{"Burst", func(c *cache.Config) { c.Burst = -1 }},
 		{"Concurrency", func(c *cache.Config) { c.Concurrency = -1 }},
 		{"MintTimeout", func(c *cache.Config) { c.MintTimeout = -1 }},
-		{"Linger", func(c *cache.Config) { c.Linger = -1 }},
 		{"MaxReleased", func(c *cache.Config) { c.MaxReleased = -1 }},
 	}
 	for _, tt := range tests {

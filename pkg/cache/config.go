@@ -19,6 +19,25 @@ type Minter interface {
 	Mint(ctx context.Context, g role.Grant, pod role.Workload) (sts.Credentials, error)
 }
 
+// Preparer is implemented by a Minter that keeps what only a live pod can renew, such as ServiceAccount tokens.
+// *sts.Minter implements it.
+type Preparer interface {
+	// Prepare is called when a Grant that has a Session gets a pod after having had none, so that the Grant can still be
+	// minted for when that pod is gone. It returns soon after ctx ends. Its failure is no mint's.
+	Prepare(ctx context.Context, g role.Grant, pod role.Workload)
+}
+
+// Store keeps Sessions from one process to the next. It must be safe for concurrent use, and quick: Want waits for
+// Load.
+type Store interface {
+	// Load returns the Session kept for exactly g, with or without its Body, or nil.
+	Load(g role.Grant) *Session
+	// Save keeps s in place of what was kept for its Grant.
+	Save(s *Session) error
+	// Delete forgets what is kept for g, if anything.
+	Delete(g role.Grant) error
+}
+
 // Config configures a Cache.
 type Config struct {
 	// Minter makes the credentials. Required.
@@ -38,7 +57,12 @@ type Config struct {
 	// MintTimeout bounds one mint. Default 30 s, which is room for a ServiceAccount token, a refused call and a second
 	// one.
 	MintTimeout time.Duration
-	// Linger is how long the Session of a released Grant is kept. Default: until it expires, which is also the longest.
+	// Store keeps Sessions from one process to the next. One that was kept is served only after Want for its Grant, and
+	// costs no mint while it is good. Optional: every process starts cold.
+	Store Store
+	// Linger is how long a released Grant is refreshed as if a pod wanted it, so that the pod of an hourly CronJob finds
+	// its Session. Default: one life of the Session, which is about two mints more per Grant that goes. Negative: not
+	// at all. Whatever it is, a Session is kept until it expires.
 	Linger time.Duration
 	// MaxReleased is the number of released Grants kept. Default 1024. The one unused for longest goes first.
 	MaxReleased int
@@ -89,7 +113,6 @@ func (cfg Config) complete() (Config, error) {
 	require(cfg.Burst > 0, "Burst", "must be positive")
 	require(cfg.Concurrency > 0, "Concurrency", "must be positive")
 	require(cfg.MintTimeout > 0, "MintTimeout", "must be positive")
-	require(cfg.Linger >= 0, "Linger", "must not be negative")
 	require(cfg.MaxReleased > 0, "MaxReleased", "must be positive")
 	if err := errors.Join(errs...); err != nil {
 		return Config{}, fmt.Errorf("new cache: %w", err)

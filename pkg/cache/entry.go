@@ -15,15 +15,15 @@ type entry struct {
 	session atomic.Pointer[Session] // nil before the first mint succeeded; may have expired
 
 	// Cache.mu guards the following.
-	order       uint64          // of creation: the last word between equals
-	pods        []role.Workload // that want the Grant, the latest last
-	released    time.Time       // when the last of pods left
-	waiting     int             // callers of Get parked here
-	minting     bool
-	settled     chan struct{} // closed, and replaced, when a mint ends; closed when the entry is dropped
-	dropped     bool
-	refreshLeft time.Duration // refresh when the session has this much left
-	failure     failure
+	order    uint64          // of creation: the last word between equals
+	pods     []role.Workload // that want the Grant, the latest last
+	last     role.Workload   // the latest pod that left
+	released time.Time       // when the last of pods left
+	unready  bool            // pods are new to the Minter, see Preparer
+	waiting  int             // callers of Get parked here
+	settled  chan struct{}   // closed, and replaced, when a mint ends; closed when the entry is dropped
+	dropped  bool
+	failure  failure
 }
 
 // failure is the row of failed mints that an entry is in. The zero value is none.
@@ -50,6 +50,7 @@ func (e *entry) release(uid string) bool {
 	if i < 0 {
 		return false
 	}
+	e.last = e.pods[i]
 	e.pods = slices.Delete(e.pods, i, i+1)
 	return true
 }
@@ -61,9 +62,12 @@ func (e *entry) indexOf(uid string) int {
 func (e *entry) wanted() bool { return len(e.pods) > 0 }
 
 // sponsor is the pod to mint for: the latest, which is the least likely to be gone already, and another one each
-// time that failed.
+// time that failed. A Grant that lingers has none left; the last one's name must do.
 func (e *entry) sponsor() role.Workload {
 	n := len(e.pods)
+	if n == 0 {
+		return e.last
+	}
 	return e.pods[n-1-e.failure.count%n]
 }
 

@@ -78,6 +78,65 @@ func (f *fakeSTS) Mint(ctx context.Context, g role.Grant, pod role.Workload) (st
 	}, nil
 }
 
+// preparing is a fakeSTS that keeps something which only a live pod can renew.
+type preparing struct {
+	*fakeSTS
+	prepared []call
+}
+
+func (p *preparing) Prepare(_ context.Context, g role.Grant, pod role.Workload) {
+	p.set(func() { p.prepared = append(p.prepared, call{g, pod, time.Now()}) })
+}
+
+// fakeStore keeps Sessions in memory. The zero value is ready.
+type fakeStore struct {
+	mu    sync.Mutex // guards the following
+	kept  map[role.Grant]*cache.Session
+	loads int
+	fail  error
+	hold  chan struct{} // if not nil, Save and Delete wait for it to be closed
+}
+
+func (f *fakeStore) Load(g role.Grant) *cache.Session {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.loads++
+	if s := f.kept[g]; s != nil {
+		kept := *s
+		kept.Body = nil
+		return &kept
+	}
+	return nil
+}
+
+func (f *fakeStore) Save(s *cache.Session) error {
+	return f.change(func() { f.kept[s.Grant] = s })
+}
+
+func (f *fakeStore) Delete(g role.Grant) error { return f.change(func() { delete(f.kept, g) }) }
+
+func (f *fakeStore) change(do func()) error {
+	if f.hold != nil {
+		<-f.hold
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.fail != nil {
+		return f.fail
+	}
+	if f.kept == nil {
+		f.kept = make(map[role.Grant]*cache.Session)
+	}
+	do()
+	return nil
+}
+
+func (f *fakeStore) has(g role.Grant) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.kept[g] != nil
+}
+
 // set changes the fake's behaviour while it is in use.
 func (f *fakeSTS) set(change func()) {
 	f.mu.Lock()

@@ -22,14 +22,20 @@ func (c *Cache) Run(ctx context.Context) error {
 		return errors.New("run cache: it has run already")
 	}
 	defer close(c.stopped)
-	var flights sync.WaitGroup
-	defer flights.Wait()
+	var flights, keeper sync.WaitGroup
+	done := make(chan struct{})
+	keeper.Go(func() { c.keep(done) })
+	defer func() {
+		flights.Wait()
+		close(done)
+		keeper.Wait()
+	}()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for ctx.Err() == nil {
-		e, pod, wait := c.next(time.Now())
-		if e != nil {
-			flights.Go(func() { c.mint(ctx, e, pod) })
+		f, wait := c.next(time.Now())
+		if f != nil {
+			flights.Go(func() { c.fly(ctx, f) })
 			continue
 		}
 		timer.Reset(wait)
@@ -42,31 +48,46 @@ func (c *Cache) Run(ctx context.Context) error {
 	return nil
 }
 
-// next takes the entry that is to be minted now, with the pod to do it for. If there is none it returns the time to
-// sleep, at most. A scan of all entries beats a heap here: a node holds a few hundred pods at most, and what is due,
-// and in which order, depends on who is waiting this very moment.
-func (c *Cache) next(now time.Time) (*entry, role.Workload, time.Duration) {
+// flight is one call of the Minter for a Grant. A Grant has one under way at most, also when its entry is dropped and
+// made anew meanwhile.
+type flight struct {
+	grant   role.Grant
+	pod     role.Workload
+	prepare bool // only that, no mint
+}
+
+// next takes the flight that is to start now. If there is none it returns the time to sleep, at most. A scan of all
+// entries beats a heap here: a node holds a few hundred pods at most, and what is due, and in which order, depends on
+// who is waiting this very moment.
+func (c *Cache) next(now time.Time) (*flight, time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	sleep := maxSleep
 	var best, first *entry // of all, and of those that are not retries
+	var unready *entry
 	var gone []*entry
-	for _, e := range *c.entries.Load() {
+	for g, e := range *c.entries.Load() {
 		if !e.wanted() {
-			switch keep := e.keep(now, c.cfg.Linger); {
-			case keep > 0:
-				sleep = min(sleep, keep)
-			case !e.minting:
-				gone = append(gone, e)
+			keep := e.keep(now, c.cfg.Linger)
+			if keep <= 0 {
+				if !c.flying[g] { // else somebody may be parked on what that brings
+					gone = append(gone, e)
+				}
+				continue
 			}
-			continue
+			sleep = min(sleep, keep)
+			if e.lingers(now, c.cfg.Linger) <= 0 {
+				continue
+			}
 		}
-		wait, ok := e.wait(now)
+		wait := e.wait(now)
 		switch {
-		case !ok:
+		case c.flying[g] || !c.hasRoom(e, now): // a flight that ends looks again
 		case wait > 0:
 			sleep = min(sleep, wait)
-		case !c.hasRoom(e, now): // a mint that ends looks again
+			if e.unready && e.before(unready) {
+				unready = e
+			}
 		default:
 			if e.before(best) {
 				best = e
@@ -79,21 +100,31 @@ func (c *Cache) next(now time.Time) (*entry, role.Workload, time.Duration) {
 	if len(gone) > 0 {
 		c.drop(gone...)
 	}
-	if best == nil {
-		return nil, role.Workload{}, sleep
+	if best != nil {
+		if delay := c.reserve(now); delay > 0 {
+			best, sleep = nil, min(sleep, delay)
+		}
 	}
-	if delay := c.reserve(now); delay > 0 {
-		return nil, role.Workload{}, min(sleep, delay)
+	switch {
+	case best != nil:
+		// Every other mint goes to a first try if one is due: Grants that keep failing, with requests parked on them, must
+		// not use up the rate that refreshes need.
+		if c.retried && first != nil {
+			best = first
+		}
+		c.retried = best.failure.count > 0
+		return c.start(best, false), 0
+	case unready != nil:
+		return c.start(unready, true), 0
 	}
-	// Every other mint goes to a first try if one is due: Grants that keep failing, with requests parked on them, must
-	// not use up the rate that refreshes need.
-	if c.retried && first != nil {
-		best = first
-	}
-	c.retried = best.failure.count > 0
-	best.minting = true
-	c.flights++
-	return best, best.sponsor(), 0
+	return nil, sleep
+}
+
+// start makes the flight for e. Caller holds mu.
+func (c *Cache) start(e *entry, prepare bool) *flight {
+	c.flying[e.grant] = true
+	e.unready = false
+	return &flight{grant: e.grant, pod: e.sponsor(), prepare: prepare}
 }
 
 // hasRoom reports whether e may be minted beside what is under way. Caller holds mu.
@@ -102,7 +133,7 @@ func (c *Cache) hasRoom(e *entry, now time.Time) bool {
 	if e.failure.count > 0 || e.session.Load().live(now) {
 		room -= c.cfg.Concurrency / 4
 	}
-	return c.flights < room
+	return len(c.flying) < room
 }
 
 // reserve takes a token of the rate limiter, or returns the time until there is one. Caller holds mu.
@@ -115,25 +146,41 @@ func (c *Cache) reserve(now time.Time) time.Duration {
 	return delay
 }
 
-// mint is one flight: one mint for e, on the context of Run and no caller's.
-func (c *Cache) mint(ctx context.Context, e *entry, pod role.Workload) {
-	session, took, err := c.call(ctx, e.grant, pod)
-	stopping := err != nil && ctx.Err() != nil
-
+// fly carries out f, on the context of Run and no caller's. Until it has returned there is no other flight for its
+// Grant: a Grant's Outcomes are observed in their order.
+func (c *Cache) fly(ctx context.Context, f *flight) {
+	if f.prepare {
+		ctx, cancel := context.WithTimeout(ctx, c.cfg.MintTimeout)
+		defer cancel()
+		c.cfg.Minter.(Preparer).Prepare(ctx, f.grant, f.pod)
+	} else {
+		c.mint(ctx, f)
+	}
 	c.mu.Lock()
-	e.minting = false
-	c.flights--
-	var outcome Outcome
-	if !stopping { // a mint that was abandoned says nothing about its Grant
-		outcome = c.record(e, pod, session, err, took)
+	defer c.mu.Unlock()
+	delete(c.flying, f.grant)
+	if e := (*c.entries.Load())[f.grant]; e != nil && !e.wanted() {
+		e.settle() // who is parked there waits for this flight and no other
 	}
-	e.settle()
 	c.look()
-	c.mu.Unlock()
+}
 
-	if !stopping {
-		c.report(ctx, outcome, session)
+// mint makes one mint and lets everybody know. Its result belongs to the entry that the Grant has when it comes, which
+// need not be the one it started for; without any, it is nobody's.
+func (c *Cache) mint(ctx context.Context, f *flight) {
+	session, took, err := c.call(ctx, f.grant, f.pod)
+	if err != nil && ctx.Err() != nil {
+		return // a mint that was abandoned says nothing about its Grant
 	}
+	outcome := Outcome{Grant: f.grant, Pod: f.pod, Err: err, Took: took}
+	c.mu.Lock()
+	e := (*c.entries.Load())[f.grant]
+	if e != nil {
+		outcome.Changed = c.record(e, session, err)
+		e.settle()
+	}
+	c.mu.Unlock()
+	c.report(ctx, outcome, session)
 }
 
 // call makes the mint and renders its Session.

@@ -18,8 +18,11 @@ func TestBackoff(t *testing.T) {
 		{"transient", sts.Transient, relaxed, []time.Duration{1 * s, 2 * s, 4 * s, 8 * s, 16 * s, 30 * s, 30 * s}},
 		{"transient_low", sts.Transient, low, []time.Duration{1 * s, 2 * s, 4 * s, 8 * s, 10 * s, 10 * s}},
 		{"transient_waited", sts.Transient, waited, []time.Duration{1 * s, 2 * s, 2 * s}},
+		{"transient_urgent", sts.Transient, urgent, []time.Duration{1 * s, 2 * s, 4 * s, 5 * s, 5 * s}},
+		{"transient_idle", sts.Transient, idle, []time.Duration{1 * s, 2 * s, 4 * s, 8 * s, 16 * s, 32 * s, 64 * s}},
 		{"throttled", sts.Throttled, relaxed, []time.Duration{2 * s, 4 * s, 8 * s, 16 * s, 32 * s, 60 * s, 60 * s}},
 		{"throttled_low", sts.Throttled, low, []time.Duration{2 * s, 4 * s, 8 * s, 16 * s, 32 * s, 60 * s}},
+		{"throttled_urgent", sts.Throttled, urgent, []time.Duration{2 * s, 4 * s, 5 * s, 5 * s}},
 		{"throttled_waited", sts.Throttled, waited, []time.Duration{2 * s, 4 * s, 5 * s, 5 * s}},
 		{"denied", sts.Denied, relaxed, []time.Duration{2 * s, 4 * s, 8 * s, 16 * s, 32 * s, 60 * s, 60 * s}},
 		{"denied_waited", sts.Denied, waited, []time.Duration{2 * s, 4 * s, 8 * s, 16 * s, 32 * s, 60 * s, 60 * s}},
@@ -31,7 +34,11 @@ func TestBackoff(t *testing.T) {
 					t.Errorf("after %d failures: %s, want %s", i+1, got, want)
 				}
 			}
-			if got, want := backoff(tt.kind, 1_000_000, tt.p), tt.want[len(tt.want)-1]; got != want {
+			want := tt.want[len(tt.want)-1]
+			if tt.p == idle {
+				want = 300 * s
+			}
+			if got := backoff(tt.kind, 1_000_000, tt.p); got != want {
 				t.Errorf("after a million failures: %s, want %s", got, want)
 			}
 		})

@@ -12,6 +12,9 @@ type Session struct {
 	Grant       role.Grant
 	Credentials sts.Credentials
 	Minted      time.Time
+	// RefreshLeft is what Session has left when it is due for a refresh. It is drawn at mint and kept with it, so that a
+	// restart refreshes nothing early.
+	RefreshLeft time.Duration
 	// Body is the metadata service's answer, rendered once when the session was minted.
 	Body []byte
 }

@@ -82,6 +82,18 @@ func (l *loader) checkRoles() {
 			r.RequireNamespacePermission = false
 		}
 	}
+	if sts := l.config.STS; sts.Endpoint != nil {
+		for name, given := range map[string]bool{
+			"sts-failover-regions": len(sts.FailoverRegions) > 0, "sts-fips": sts.FIPS, "sts-dual-stack": sts.DualStack,
+		} {
+			if given && l.usable(name, "sts-endpoint") {
+				l.refuse(name, "--sts-endpoint is one endpoint", "give one of them")
+			}
+		}
+	}
+	if sts := l.config.STS; sts.AssumeRoleARN != "" && sts.CredentialSource == role.WebIdentity && l.usable("assume-role-arn", "credential-source") {
+		l.refuse("assume-role-arn", "web-identity assumes the pods' roles directly", "leave it out or choose --credential-source assume-role")
+	}
 	if r.DiscoverBaseRoleARN && r.BaseRoleARN != "" && l.usable("discover-base-role-arn", "base-role-arn") {
 		l.refuse("discover-base-role-arn", "--base-role-arn is given too", "give one of them")
 	}

@@ -23,6 +23,7 @@ type Config struct {
 	Metadata      Metadata
 	Redirect      Redirect
 	Observability Observability
+	State         State
 	Shutdown      Shutdown
 }
 
@@ -56,6 +57,10 @@ type Roles struct {
 type STS struct {
 	CredentialSource role.Source
 	Region           string        // empty: to be discovered on the node
+	FailoverRegions  []string      // called in this order while Region does not answer
+	FIPS             bool          // whether the FIPS 140 endpoints are called
+	DualStack        bool          // whether the endpoints that speak IPv6 too are called
+	AssumeRoleARN    string        // role between the agent's own credentials and the pods' roles; empty: none
 	Endpoint         *url.URL      // nil: the region's own
 	Audiences        []string      // at least one, no duplicates; the first is what tokens ask for by default
 	TokenLifetime    time.Duration // of ServiceAccount tokens; whole seconds
@@ -120,6 +125,12 @@ const (
 	LogText LogFormat = "text"
 	LogJSON LogFormat = "json"
 )
+
+// State says what outlives the agent.
+type State struct {
+	Dir    string // for sessions, tokens and keys; empty: none, every start is cold
+	OnDisk bool   // whether Dir may be on a file system that is not memory
+}
 
 // Shutdown says how the agent stops.
 type Shutdown struct {

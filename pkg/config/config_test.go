@@ -103,6 +103,11 @@ func samples() map[string]struct {
 		"sts-region":            {"us-gov-west-1", func(c *Config) { c.STS.Region = "us-gov-west-1" }},
 		"sts-endpoint":          {"http://127.0.0.1:4566", func(c *Config) { c.STS.Endpoint = &url.URL{Scheme: "http", Host: "127.0.0.1:4566"} }},
 		"audiences":             {"a, b", func(c *Config) { c.STS.Audiences = []string{"a", "b"} }},
+		"sts-failover-regions":  {"eu-west-1, us-east-1", func(c *Config) { c.STS.FailoverRegions = []string{"eu-west-1", "us-east-1"} }},
+		"sts-fips":              {"true", func(c *Config) { c.STS.FIPS = true }},
+		"sts-dual-stack":        {"true", func(c *Config) { c.STS.DualStack = true }},
+		"state-dir":             {"/run/podrole", func(c *Config) { c.State.Dir = "/run/podrole" }},
+		"state-dir-on-disk":     {"true", func(c *Config) { c.State.OnDisk = true }},
 		"token-lifetime":        {"10m", func(c *Config) { c.STS.TokenLifetime = 10 * time.Minute }},
 		"sts-rate":              {"0.5", func(c *Config) { c.STS.Rate = 0.5 }},
 		"sts-timeout":           {"3s", func(c *Config) { c.STS.Timeout = 3 * time.Second }},
@@ -126,7 +131,7 @@ func samples() map[string]struct {
 }
 
 // together are settings that mean something only with another one: they are tested with it.
-func together() []string { return []string{"pod-role-annotation", "session-tags"} }
+func together() []string { return []string{"pod-role-annotation", "session-tags", "assume-role-arn"} }
 
 func TestEverySettingHasFlagAndVariable(t *testing.T) {
 	all := samples()
@@ -179,12 +184,13 @@ func TestEverySettingHasFlagAndVariable(t *testing.T) {
 }
 
 func TestSettingsThatGoTogether(t *testing.T) {
-	got, err := ForRun().Parse(minimal("--pod-role-annotations", "--credential-source=assume-role", "--session-tags", "--cluster-name=prod"),
+	got, err := ForRun().Parse(minimal("--pod-role-annotations", "--credential-source=assume-role", "--session-tags", "--cluster-name=prod",
+		"--assume-role-arn=arn:aws:iam::111122223333:role/kiam"),
 		[]string{"PODROLE_POD_ROLE_ANNOTATION=a/b"}, "")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !got.Roles.PodRoleAnnotations || got.Roles.PodRoleAnnotation != "a/b" || !got.Roles.SessionTags {
+	if !got.Roles.PodRoleAnnotations || got.Roles.PodRoleAnnotation != "a/b" || !got.Roles.SessionTags || got.STS.AssumeRoleARN == "" {
 		t.Errorf("%+v", got.Roles)
 	}
 }
@@ -256,6 +262,21 @@ func bad() map[string][]struct{ args, line string } {
 			{"--audiences=", `--audiences "": holds an empty audience`},
 			{"--audiences=a,b,a", `--audiences "a,b,a": names "a" twice`},
 			{"--audiences=a --audiences=a", `--audiences "a,a": names "a" twice`},
+		},
+		"sts-failover-regions": {
+			{"--sts-failover-regions=here", `--sts-failover-regions "here": "here": not an AWS region`},
+			{"--sts-failover-regions=eu-west-1 --sts-endpoint=http://x", `--sts-failover-regions "eu-west-1": --sts-endpoint is one endpoint`},
+		},
+		"sts-fips": {
+			{"--sts-fips=on", `--sts-fips "on": not a boolean`},
+			{"--sts-fips --sts-endpoint=http://x", `--sts-fips "true": --sts-endpoint is one endpoint`},
+		},
+		"sts-dual-stack":    {{"--sts-dual-stack=on", `--sts-dual-stack "on": not a boolean`}},
+		"state-dir":         {{"--state-dir=run", `--state-dir "run": not an absolute path`}},
+		"state-dir-on-disk": {{"--state-dir-on-disk=on", `--state-dir-on-disk "on": not a boolean`}},
+		"assume-role-arn": {
+			{"--assume-role-arn=kiam", `--assume-role-arn "kiam": not`},
+			{"--assume-role-arn=arn:aws:iam::111122223333:role/kiam", `--assume-role-arn "arn:aws:iam::111122223333:role/kiam": web-identity assumes`},
 		},
 		"discover-base-role-arn": {
 			{"--discover-base-role-arn=on", `--discover-base-role-arn "on": not a boolean`},

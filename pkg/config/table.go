@@ -28,13 +28,15 @@ const (
 	topicMetadata      topic = "Metadata"
 	topicRedirect      topic = "Redirect"
 	topicObservability topic = "Observability"
+	topicState         topic = "State"
 	topicShutdown      topic = "Shutdown"
 )
 
 // topics returns the headings in the order in which they are printed.
 func topics() []topic {
 	return []topic{
-		topicCluster, topicRoles, topicSTS, topicMetadata, topicRedirect, topicObservability, topicShutdown,
+		topicCluster, topicRoles, topicSTS, topicMetadata, topicRedirect, topicObservability, topicState,
+		topicShutdown,
 	}
 }
 
@@ -180,6 +182,27 @@ func table(c *Config) []setting {
 			want:  "a URL without credentials or query, for example https://sts.eu-central-1.amazonaws.com",
 			parse: into(&c.STS.Endpoint, optional(endpoint)),
 		}, {
+			topic: topicSTS, name: "sts-failover-regions", value: "LIST", unset: "none",
+			help: "Regions whose STS is called, in this order, while the ones before do not answer. Sessions are good in all " +
+				"regions of a partition.",
+			want:  "regions separated by commas, for example eu-west-1,eu-north-1",
+			parse: into(&c.STS.FailoverRegions, optional(regions)),
+		}, {
+			topic: topicSTS, name: "sts-fips", preset: "false",
+			help:  "Whether the FIPS 140 endpoints of STS are called.",
+			want:  "true or false",
+			parse: into(&c.STS.FIPS, boolean),
+		}, {
+			topic: topicSTS, name: "sts-dual-stack", preset: "false",
+			help:  "Whether the endpoints of STS that speak IPv6 as well are called.",
+			want:  "true or false",
+			parse: into(&c.STS.DualStack, boolean),
+		}, {
+			topic: topicSTS, name: "assume-role-arn", value: "ARN", unset: "none",
+			help:  "With assume-role: a role that is assumed first, and that the pods' roles trust, as kiam's servers had it.",
+			want:  "the ARN of an IAM role",
+			parse: into(&c.STS.AssumeRoleARN, optional(oneRoleARN)),
+		}, {
 			topic: topicSTS, name: "audiences", value: "LIST", preset: "sts.amazonaws.com",
 			help:  "Audiences that ServiceAccount tokens may be asked for, separated by commas. The first is the default.",
 			want:  "audiences separated by commas, for example sts.amazonaws.com",
@@ -187,7 +210,7 @@ func table(c *Config) []setting {
 		}, {
 			topic: topicSTS, name: "token-lifetime", value: "DURATION", preset: "6h",
 			help: "How long ServiceAccount tokens live, 10m to 24h. Sessions outlast an API server that is down for " +
-				"that long.",
+				"half of that at least.",
 			want:  "10m to 24h, for example 6h",
 			parse: into(&c.STS.TokenLifetime, seconds(minTokenLifetime, maxTokenLifetime)),
 		}, {
@@ -286,6 +309,19 @@ func table(c *Config) []setting {
 			help:  "How log records are written: text or json.",
 			want:  "text or json",
 			parse: into(&c.Observability.LogFormat, oneOf(LogText, LogJSON)),
+		},
+
+		{
+			topic: topicState, name: "state-dir", value: "DIR", unset: "none: sessions are minted anew at every start",
+			help: "Folder, on a memory file system, where sessions and the keys of IMDSv2 tokens outlive the agent, for the one " +
+				"that comes after it.",
+			want:  "the absolute path of a folder, for example /run/podrole",
+			parse: into(&c.State.Dir, optional(folder)),
+		}, {
+			topic: topicState, name: "state-dir-on-disk", preset: "false",
+			help:  "Whether --state-dir may be on a disk. Credentials are then written to it.",
+			want:  "true or false",
+			parse: into(&c.State.OnDisk, boolean),
 		},
 
 		{

@@ -178,11 +178,28 @@ var (
 	zonePattern = regexp.MustCompile(`^[a-z]{2,4}(-[a-z]+)+-[0-9]+[a-z0-9-]*$`)
 )
 
+// oneRoleARN reads the ARN of a role.
+func oneRoleARN(s string) (string, error) { return s, roleARN(s) }
+
 func region(s string) (string, error) {
 	if !regionPattern.MatchString(s) {
 		return "", errors.New("not an AWS region")
 	}
 	return s, nil
+}
+
+// regions reads names of regions.
+func regions(s string) ([]string, error) {
+	parts, err := list(s, "region")
+	if err != nil {
+		return nil, err
+	}
+	for _, part := range parts {
+		if _, err := region(part); err != nil {
+			return nil, fmt.Errorf("%q: %w", part, err)
+		}
+	}
+	return parts, nil
 }
 
 func zone(s string) (string, error) {

@@ -27,8 +27,9 @@ const (
 
 // verdict is what to do about a failed STS call.
 type verdict struct {
-	kind  Kind
-	token tokenAdvice
+	kind   Kind
+	token  tokenAdvice
+	health health // of the region; classify does not know it
 }
 
 // answer is what STS said when a call failed. Status is 0 when nothing was received.
@@ -51,48 +52,48 @@ type rule struct {
 // AssumeRoleWithWebIdentity, and "Common Errors") and of IAM's troubleshooting pages.
 var rules = []rule{
 	// The ServiceAccount token.
-	{"ExpiredTokenException", actionWebIdentity, "", verdict{Transient, retryNewToken}},
-	{"ExpiredToken", actionWebIdentity, "", verdict{Transient, retryNewToken}},
-	{"InvalidIdentityToken", "", "expired", verdict{Transient, retryNewToken}},
+	{"ExpiredTokenException", actionWebIdentity, "", verdict{kind: Transient, token: retryNewToken}},
+	{"ExpiredToken", actionWebIdentity, "", verdict{kind: Transient, token: retryNewToken}},
+	{"InvalidIdentityToken", "", "expired", verdict{kind: Transient, token: retryNewToken}},
 	// AWS could not read the issuer's keys: an outage on either side, or the token's key has left the key set since.
-	{"InvalidIdentityToken", "", "verification key", verdict{Transient, replaceToken}},
-	{"InvalidIdentityToken", "", "no openidconnect provider", verdict{Denied, keepToken}},
-	{"InvalidIdentityToken", "", "audience", verdict{Denied, keepToken}},
-	{"InvalidIdentityToken", "", "thumbprint", verdict{Denied, keepToken}},
-	{"InvalidIdentityToken", "", "", verdict{Denied, retryNewToken}},
-	{"IDPRejectedClaim", "", "", verdict{Denied, retryNewToken}}, // "can also mean that the claim has expired"
-	{"IDPCommunicationError", "", "", verdict{Transient, keepToken}},
-	{"JWTPayloadSizeExceededException", "", "", verdict{Denied, keepToken}},
+	{"InvalidIdentityToken", "", "verification key", verdict{kind: Transient, token: replaceToken}},
+	{"InvalidIdentityToken", "", "no openidconnect provider", verdict{kind: Denied, token: keepToken}},
+	{"InvalidIdentityToken", "", "audience", verdict{kind: Denied, token: keepToken}},
+	{"InvalidIdentityToken", "", "thumbprint", verdict{kind: Denied, token: keepToken}},
+	{"InvalidIdentityToken", "", "", verdict{kind: Denied, token: retryNewToken}},
+	{"IDPRejectedClaim", "", "", verdict{kind: Denied, token: retryNewToken}}, // "can also mean that the claim has expired"
+	{"IDPCommunicationError", "", "", verdict{kind: Transient, token: keepToken}},
+	{"JWTPayloadSizeExceededException", "", "", verdict{kind: Denied, token: keepToken}},
 
 	// The agent's own credentials or clock: not the role's fault.
-	{"ExpiredToken", "", "", verdict{Transient, keepToken}},
-	{"ExpiredTokenException", "", "", verdict{Transient, keepToken}},
-	{"InvalidClientTokenId", "", "", verdict{Transient, keepToken}},
-	{"UnrecognizedClientException", "", "", verdict{Transient, keepToken}},
-	{"SignatureDoesNotMatch", "", "", verdict{Transient, keepToken}},
-	{"InvalidSignatureException", "", "", verdict{Transient, keepToken}},
-	{"IncompleteSignature", "", "", verdict{Transient, keepToken}},
-	{"MissingAuthenticationToken", "", "", verdict{Transient, keepToken}},
-	{"RequestExpired", "", "", verdict{Transient, keepToken}},
-	{"RequestTimeTooSkewed", "", "", verdict{Transient, keepToken}},
+	{"ExpiredToken", "", "", verdict{kind: Transient, token: keepToken}},
+	{"ExpiredTokenException", "", "", verdict{kind: Transient, token: keepToken}},
+	{"InvalidClientTokenId", "", "", verdict{kind: Transient, token: keepToken}},
+	{"UnrecognizedClientException", "", "", verdict{kind: Transient, token: keepToken}},
+	{"SignatureDoesNotMatch", "", "", verdict{kind: Transient, token: keepToken}},
+	{"InvalidSignatureException", "", "", verdict{kind: Transient, token: keepToken}},
+	{"IncompleteSignature", "", "", verdict{kind: Transient, token: keepToken}},
+	{"MissingAuthenticationToken", "", "", verdict{kind: Transient, token: keepToken}},
+	{"RequestExpired", "", "", verdict{kind: Transient, token: keepToken}},
+	{"RequestTimeTooSkewed", "", "", verdict{kind: Transient, token: keepToken}},
 
 	// AWS itself, where the status alone would not tell.
-	{"InternalFailure", "", "", verdict{Transient, keepToken}},
-	{"InternalError", "", "", verdict{Transient, keepToken}},
-	{"ServiceUnavailable", "", "", verdict{Transient, keepToken}},
-	{"RequestTimeout", "", "", verdict{Transient, keepToken}},
+	{"InternalFailure", "", "", verdict{kind: Transient, token: keepToken}},
+	{"InternalError", "", "", verdict{kind: Transient, token: keepToken}},
+	{"ServiceUnavailable", "", "", verdict{kind: Transient, token: keepToken}},
+	{"RequestTimeout", "", "", verdict{kind: Transient, token: keepToken}},
 
 	// The role, its policies, or what was asked of it.
-	{"AccessDenied", "", "", verdict{Denied, keepToken}},
-	{"AccessDeniedException", "", "", verdict{Denied, keepToken}},
-	{"ValidationError", "", "", verdict{Denied, keepToken}},
-	{"InvalidParameterValue", "", "", verdict{Denied, keepToken}},
-	{"InvalidParameterCombination", "", "", verdict{Denied, keepToken}},
-	{"MissingParameter", "", "", verdict{Denied, keepToken}},
-	{"MalformedPolicyDocument", "", "", verdict{Denied, keepToken}},
-	{"PackedPolicyTooLarge", "", "", verdict{Denied, keepToken}},
-	{"RegionDisabledException", "", "", verdict{Denied, keepToken}},
-	{"OptInRequired", "", "", verdict{Denied, keepToken}},
+	{"AccessDenied", "", "", verdict{kind: Denied, token: keepToken}},
+	{"AccessDeniedException", "", "", verdict{kind: Denied, token: keepToken}},
+	{"ValidationError", "", "", verdict{kind: Denied, token: keepToken}},
+	{"InvalidParameterValue", "", "", verdict{kind: Denied, token: keepToken}},
+	{"InvalidParameterCombination", "", "", verdict{kind: Denied, token: keepToken}},
+	{"MissingParameter", "", "", verdict{kind: Denied, token: keepToken}},
+	{"MalformedPolicyDocument", "", "", verdict{kind: Denied, token: keepToken}},
+	{"PackedPolicyTooLarge", "", "", verdict{kind: Denied, token: keepToken}},
+	{"RegionDisabledException", "", "", verdict{kind: Denied, token: keepToken}},
+	{"OptInRequired", "", "", verdict{kind: Denied, token: keepToken}},
 }
 
 // classify decides what a failed call means. It is total: an answer that no rule knows is Transient, a 4xx too,
@@ -100,10 +101,10 @@ var rules = []rule{
 // a call a minute. A proxy's own 403 page, which has no AWS code, is the common case.
 func classify(a answer) verdict {
 	if _, ok := retry.DefaultThrottleErrorCodes[a.code]; ok || a.status == http.StatusTooManyRequests {
-		return verdict{Throttled, keepToken}
+		return verdict{kind: Throttled, token: keepToken}
 	}
 	if a.status >= http.StatusInternalServerError {
-		return verdict{Transient, keepToken}
+		return verdict{kind: Transient, token: keepToken}
 	}
 	message := strings.ToLower(a.message)
 	for _, r := range rules {
@@ -111,7 +112,7 @@ func classify(a answer) verdict {
 			return r.verdict
 		}
 	}
-	return verdict{Transient, keepToken}
+	return verdict{kind: Transient, token: keepToken}
 }
 
 // remedy says what an operator can do about an answer, or nothing.
@@ -184,6 +185,11 @@ const (
 	codeUnreachable = "Unreachable" // no answer: DNS, connection, TLS
 	codeOther       = "Other"
 )
+
+// isKeyRetrieval reports whether AWS says that it could not read the keys of a token's issuer.
+func isKeyRetrieval(code string, err error) bool {
+	return code == "InvalidIdentityToken" && strings.Contains(strings.ToLower(err.Error()), "verification key")
+}
 
 // bounded returns code if this package knows it and "Other" if not: codes are metric labels, and what answers at
 // the endpoint is not ours to trust with their number.

@@ -15,26 +15,26 @@ func TestClassify(t *testing.T) {
 		answer answer
 		want   verdict
 	}{
-		{"throttling_is_400", answer{web, "Throttling", "Rate exceeded", 400}, verdict{Throttled, keepToken}},
-		{"throttling_exception", answer{assume, "ThrottlingException", "", 400}, verdict{Throttled, keepToken}},
-		{"request_limit", answer{assume, "RequestLimitExceeded", "", 503}, verdict{Throttled, keepToken}},
-		{"slow_down", answer{assume, "SlowDown", "", 503}, verdict{Throttled, keepToken}},
-		{"status_429", answer{web, "", "", 429}, verdict{Throttled, keepToken}},
+		{"throttling_is_400", answer{web, "Throttling", "Rate exceeded", 400}, verdict{kind: Throttled, token: keepToken}},
+		{"throttling_exception", answer{assume, "ThrottlingException", "", 400}, verdict{kind: Throttled, token: keepToken}},
+		{"request_limit", answer{assume, "RequestLimitExceeded", "", 503}, verdict{kind: Throttled, token: keepToken}},
+		{"slow_down", answer{assume, "SlowDown", "", 503}, verdict{kind: Throttled, token: keepToken}},
+		{"status_429", answer{web, "", "", 429}, verdict{kind: Throttled, token: keepToken}},
 
-		{"internal_failure", answer{web, "InternalFailure", "", 500}, verdict{Transient, keepToken}},
-		{"unavailable", answer{web, "ServiceUnavailable", "", 503}, verdict{Transient, keepToken}},
-		{"access_denied_by_5xx", answer{web, "AccessDenied", "", 502}, verdict{Transient, keepToken}},
-		{"request_timeout_400", answer{web, "RequestTimeout", "", 400}, verdict{Transient, keepToken}},
-		{"no_answer", answer{web, "", "", 0}, verdict{Transient, keepToken}},
+		{"internal_failure", answer{web, "InternalFailure", "", 500}, verdict{kind: Transient, token: keepToken}},
+		{"unavailable", answer{web, "ServiceUnavailable", "", 503}, verdict{kind: Transient, token: keepToken}},
+		{"access_denied_by_5xx", answer{web, "AccessDenied", "", 502}, verdict{kind: Transient, token: keepToken}},
+		{"request_timeout_400", answer{web, "RequestTimeout", "", 400}, verdict{kind: Transient, token: keepToken}},
+		{"no_answer", answer{web, "", "", 0}, verdict{kind: Transient, token: keepToken}},
 
-		{"idp_unreachable", answer{web, "IDPCommunicationError", "", 400}, verdict{Transient, keepToken}},
+		{"idp_unreachable", answer{web, "IDPCommunicationError", "", 400}, verdict{kind: Transient, token: keepToken}},
 		{
 			"key_retrieval",
 			answer{
 				web, "InvalidIdentityToken", "Couldn't retrieve verification key from your identity provider, please " +
 					"reference AssumeRoleWithWebIdentity documentation for requirements", 400,
 			},
-			verdict{Transient, replaceToken},
+			verdict{kind: Transient, token: replaceToken},
 		},
 		{
 			"token_expired",
@@ -42,46 +42,52 @@ func TestClassify(t *testing.T) {
 				web, "ExpiredTokenException", "Token expired: current date/time 2 must be before the expiration " +
 					"date/time 1", 400,
 			},
-			verdict{Transient, retryNewToken},
+			verdict{kind: Transient, token: retryNewToken},
 		},
-		{"token_expired_short", answer{web, "ExpiredToken", "", 400}, verdict{Transient, retryNewToken}},
+		{"token_expired_short", answer{web, "ExpiredToken", "", 400}, verdict{kind: Transient, token: retryNewToken}},
 		{
 			"token_expired_invalid", answer{web, "InvalidIdentityToken", "Token is expired", 400},
-			verdict{Transient, retryNewToken},
+			verdict{kind: Transient, token: retryNewToken},
 		},
 		{
 			"no_provider",
 			answer{web, "InvalidIdentityToken", "No OpenIDConnect provider found in your account for https://x", 400},
-			verdict{Denied, keepToken},
+			verdict{kind: Denied, token: keepToken},
 		},
-		{"audience", answer{web, "InvalidIdentityToken", "Incorrect token audience", 400}, verdict{Denied, keepToken}},
+		{
+			"audience", answer{web, "InvalidIdentityToken", "Incorrect token audience", 400},
+			verdict{kind: Denied, token: keepToken},
+		},
 		{
 			"thumbprint",
 			answer{
 				web, "InvalidIdentityToken", "OpenIDConnect provider's HTTPS certificate doesn't match configured thumbprint",
 				400,
 			},
-			verdict{Denied, keepToken},
+			verdict{kind: Denied, token: keepToken},
 		},
-		{"other_bad_token", answer{web, "InvalidIdentityToken", "not a valid JWT", 400}, verdict{Denied, retryNewToken}},
-		{"claim_rejected", answer{web, "IDPRejectedClaim", "", 403}, verdict{Denied, retryNewToken}},
+		{
+			"other_bad_token", answer{web, "InvalidIdentityToken", "not a valid JWT", 400},
+			verdict{kind: Denied, token: retryNewToken},
+		},
+		{"claim_rejected", answer{web, "IDPRejectedClaim", "", 403}, verdict{kind: Denied, token: retryNewToken}},
 
-		{"agent_expired", answer{assume, "ExpiredToken", "", 403}, verdict{Transient, keepToken}},
-		{"agent_unknown_key", answer{assume, "InvalidClientTokenId", "", 403}, verdict{Transient, keepToken}},
-		{"agent_signature", answer{assume, "SignatureDoesNotMatch", "", 403}, verdict{Transient, keepToken}},
-		{"agent_unsigned", answer{assume, "MissingAuthenticationToken", "", 403}, verdict{Transient, keepToken}},
-		{"agent_clock", answer{assume, "RequestTimeTooSkewed", "", 403}, verdict{Transient, keepToken}},
+		{"agent_expired", answer{assume, "ExpiredToken", "", 403}, verdict{kind: Transient, token: keepToken}},
+		{"agent_unknown_key", answer{assume, "InvalidClientTokenId", "", 403}, verdict{kind: Transient, token: keepToken}},
+		{"agent_signature", answer{assume, "SignatureDoesNotMatch", "", 403}, verdict{kind: Transient, token: keepToken}},
+		{"agent_unsigned", answer{assume, "MissingAuthenticationToken", "", 403}, verdict{kind: Transient, token: keepToken}},
+		{"agent_clock", answer{assume, "RequestTimeTooSkewed", "", 403}, verdict{kind: Transient, token: keepToken}},
 
-		{"trust", answer{web, "AccessDenied", "Not authorized", 403}, verdict{Denied, keepToken}},
-		{"trust_assume", answer{assume, "AccessDenied", "", 403}, verdict{Denied, keepToken}},
-		{"validation", answer{web, "ValidationError", "", 400}, verdict{Denied, keepToken}},
-		{"malformed_policy", answer{assume, "MalformedPolicyDocument", "", 400}, verdict{Denied, keepToken}},
-		{"packed_policy", answer{assume, "PackedPolicyTooLarge", "", 400}, verdict{Denied, keepToken}},
-		{"region_disabled", answer{web, "RegionDisabledException", "", 403}, verdict{Denied, keepToken}},
+		{"trust", answer{web, "AccessDenied", "Not authorized", 403}, verdict{kind: Denied, token: keepToken}},
+		{"trust_assume", answer{assume, "AccessDenied", "", 403}, verdict{kind: Denied, token: keepToken}},
+		{"validation", answer{web, "ValidationError", "", 400}, verdict{kind: Denied, token: keepToken}},
+		{"malformed_policy", answer{assume, "MalformedPolicyDocument", "", 400}, verdict{kind: Denied, token: keepToken}},
+		{"packed_policy", answer{assume, "PackedPolicyTooLarge", "", 400}, verdict{kind: Denied, token: keepToken}},
+		{"region_disabled", answer{web, "RegionDisabledException", "", 403}, verdict{kind: Denied, token: keepToken}},
 
-		{"unknown_4xx", answer{web, "SomethingNew", "", 400}, verdict{Transient, keepToken}},
-		{"proxy_403", answer{web, "", "", 403}, verdict{Transient, keepToken}},
-		{"redirect", answer{web, "", "", 302}, verdict{Transient, keepToken}},
+		{"unknown_4xx", answer{web, "SomethingNew", "", 400}, verdict{kind: Transient, token: keepToken}},
+		{"proxy_403", answer{web, "", "", 403}, verdict{kind: Transient, token: keepToken}},
+		{"redirect", answer{web, "", "", 302}, verdict{kind: Transient, token: keepToken}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

@@ -38,11 +38,20 @@ type world struct {
 	issuer   *awstest.Issuer
 	provider string
 	tokens   *issuerTokens
+	node     aws.Credentials // of the node's role
 	minter   *sts.Minter
 	observed *observer
 }
 
 func newWorld(t *testing.T) *world {
+	t.Helper()
+	w := newAWS(t)
+	w.minter = w.newMinter(t, func(cfg *sts.Config) { cfg.Credentials = static(w.node) })
+	return w
+}
+
+// newAWS returns a world without a Minter: what can stand in a bubble, where no listener can.
+func newAWS(t *testing.T) *world {
 	t.Helper()
 	w := &world{observed: new(observer)}
 	var err error
@@ -65,12 +74,9 @@ func newWorld(t *testing.T) *world {
 	check(t, w.PutRole(awstest.Role{ARN: idRole, Trust: `{"Version":"2012-10-17","Statement":[{"Effect":"Allow",
 		"Principal":{"AWS":"` + nodeRole + `"},"Action":"sts:AssumeRole",
 		"Condition":{"StringEquals":{"sts:ExternalId":"4711"}}}]}`}))
-	node, err := w.Issue(nodeRole, "i-0123456789abcdef0", 6*time.Hour)
+	w.node, err = w.Issue(nodeRole, "i-0123456789abcdef0", 24*time.Hour)
 	check(t, err)
-	w.tokens = &issuerTokens{issuer: w.issuer, lifetime: time.Hour}
-	w.minter = w.newMinter(t, func(cfg *sts.Config) {
-		cfg.Credentials = credentials.StaticCredentialsProvider{Value: node}
-	})
+	w.tokens = &issuerTokens{issuer: w.issuer, lifetime: 24 * time.Hour}
 	return w
 }
 

@@ -13,6 +13,7 @@ import (
 	awssts "github.com/aws/aws-sdk-go-v2/service/sts"
 	"github.com/aws/aws-sdk-go-v2/service/sts/types"
 	"github.com/aws/smithy-go"
+	lru "github.com/hashicorp/golang-lru/v2"
 
 	"github.com/podrole/podrole/pkg/role"
 )
@@ -21,12 +22,26 @@ import (
 type Config struct {
 	// Region whose STS endpoint is called. Required.
 	Region string
+	// FailoverRegions are called, in this order, while those before them leave calls unanswered or answer with 5xx. A
+	// session of any region is good in all regions of its partition, so name regions of the same one. Optional; excluded
+	// by Endpoint.
+	FailoverRegions []string
+	// FIPS asks the regions' FIPS 140 endpoints, DualStack those that speak IPv6 too. New fails where a partition has
+	// none. Both are excluded by Endpoint.
+	FIPS, DualStack bool
 	// Endpoint is called instead of the region's own (LocalStack, a VPC endpoint, tests). An http or https URL.
 	// Optional.
 	Endpoint string
 	// Credentials of the agent itself, which sign AssumeRole. Required for Grants with source assume-role, not used
 	// for others. They are cached until close to their expiry.
 	Credentials aws.CredentialsProvider
+	// AssumeRoleARN is a role that Credentials assume first, and that then assumes the roles of pods: kiam's
+	// --assume-role-arn. Sessions last an hour at most with it, which is AWS's limit for a role assumed by a role. One
+	// mint an hour takes the time of two calls. Optional; needs Credentials.
+	AssumeRoleARN string
+	// AssumeRoleSession names the sessions of AssumeRoleARN in CloudTrail: 2 to 64 characters of [\w+=,.@-]. Default
+	// "podrole".
+	AssumeRoleSession string
 	// Tokens gives ServiceAccount tokens. Required for Grants with source web-identity, not used for others.
 	Tokens Tokens
 	// HTTPClient makes the calls. Optional; default NewHTTPClient().
@@ -54,13 +69,17 @@ type Renewer interface {
 	Renew(pod role.Workload, audience, token string)
 }
 
-// Minter calls STS. It is safe for concurrent use and keeps no state of a role: one role's failures, retries or
-// throttling change nothing for another.
+// Minter calls STS. It is safe for concurrent use. What it keeps is about regions, the agent's own credentials, and
+// the keys that AWS could not read for one role: one role's failures, retries or throttling change nothing for another.
 type Minter struct {
-	cfg    Config
-	client *awssts.Client
-	own    *aws.CredentialsCache // the agent's; nil if it has none
+	cfg     Config
+	regions *regions
+	own     *own // nil if the agent has none
+	unread  *lru.Cache[string, int]
 }
+
+// maxUnread is the number of roles of which the Minter remembers that AWS could not read their issuer's keys.
+const maxUnread = 1024
 
 // New returns a Minter, or an error that names the field at fault. It makes no call.
 func New(cfg Config) (*Minter, error) {
@@ -82,40 +101,45 @@ func New(cfg Config) (*Minter, error) {
 	if cfg.Observe == nil {
 		cfg.Observe = func(string, string, string, time.Duration) {}
 	}
-	opts := awssts.Options{
-		Region:     cfg.Region,
-		HTTPClient: httpClient{cfg.HTTPClient},
-		// One attempt. The SDK's retryer draws on a token bucket per client, so that the failures of one role would use
-		// up the retries of all others.
-		Retryer: aws.NopRetryer{},
+	if cfg.AssumeRoleSession == "" {
+		cfg.AssumeRoleSession = "podrole"
 	}
-	if cfg.Endpoint != "" {
-		u, err := url.Parse(cfg.Endpoint)
-		if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
-			return nil, fmt.Errorf("new minter: Endpoint %q is no http or https URL", cfg.Endpoint)
-		}
-		opts.BaseEndpoint = &cfg.Endpoint
+	if err := cfg.checkEndpoint(); err != nil {
+		return nil, err
 	}
-	m := &Minter{cfg: cfg}
-	if cfg.Credentials != nil {
-		m.own = cached(cfg.Credentials)
-		opts.Credentials = m.own
+	if cfg.AssumeRoleARN != "" && cfg.Credentials == nil {
+		return nil, errors.New("new minter: AssumeRoleARN needs Credentials")
 	}
-	m.client = awssts.New(opts)
+	regions, err := newRegions(cfg)
+	if err != nil {
+		return nil, fmt.Errorf("new minter: %w", err)
+	}
+	unread, err := lru.New[string, int](maxUnread)
+	if err != nil {
+		return nil, fmt.Errorf("new minter: %w", err)
+	}
+	m := &Minter{cfg: cfg, regions: regions, unread: unread}
+	m.own = newOwn(m, cfg)
 	return m, nil
 }
 
-// cached returns p, which the SDK asks at every call, with a cache in front unless it is one.
-func cached(p aws.CredentialsProvider) *aws.CredentialsCache {
-	if c, ok := p.(*aws.CredentialsCache); ok {
-		return c
+func (cfg Config) checkEndpoint() error {
+	if cfg.Endpoint == "" {
+		return nil
 	}
-	return aws.NewCredentialsCache(p, func(o *aws.CredentialsCacheOptions) { o.ExpiryWindow = time.Minute })
+	u, err := url.Parse(cfg.Endpoint)
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
+		return fmt.Errorf("new minter: Endpoint %q is no http or https URL", cfg.Endpoint)
+	}
+	if cfg.FIPS || cfg.DualStack || len(cfg.FailoverRegions) > 0 {
+		return errors.New("new minter: Endpoint is one endpoint: FIPS, DualStack and FailoverRegions choose among those of AWS")
+	}
+	return nil
 }
 
 // Mint returns new credentials for g. Pod is any live pod of g's ServiceAccount: web-identity asks for a token in
-// its name. It makes one call to STS, and a second one only when STS refused the ServiceAccount token and another
-// could be had. Every error is an *Error.
+// its name. It makes one call to STS. A second one it makes only when STS refused the ServiceAccount token and another
+// could be had, or when the first was to find out whether a region answers again. Every error is an *Error.
 func (m *Minter) Mint(ctx context.Context, g role.Grant, pod role.Workload) (Credentials, error) {
 	switch g.Source {
 	case role.WebIdentity:
@@ -127,76 +151,21 @@ func (m *Minter) Mint(ctx context.Context, g role.Grant, pod role.Workload) (Cre
 	}
 }
 
-func (m *Minter) webIdentity(ctx context.Context, g role.Grant, pod role.Workload) (Credentials, error) {
-	switch {
-	case m.cfg.Tokens == nil:
-		return Credentials{}, m.refuse(actionWebIdentity, g, errors.New("the agent has no source of ServiceAccount tokens"))
-	case pod.Namespace != g.Namespace || pod.ServiceAccount != g.ServiceAccount:
-		return Credentials{}, m.refuse(actionWebIdentity, g, fmt.Errorf("pod %s with ServiceAccount %s is not of %s/%s",
-			pod, pod.ServiceAccount, g.Namespace, g.ServiceAccount))
-	case g.ExternalID != "" || g.Tags != role.Tags{}:
-		// The API has no parameter for either; leaving them out would mint another session than the Grant says.
-		return Credentials{}, m.refuse(actionWebIdentity, g,
-			errors.New("an external ID or session tags can be sent with assume-role only"))
+func (m *Minter) assumeRole(ctx context.Context, g role.Grant) (Credentials, error) {
+	if m.own == nil {
+		return Credentials{}, m.refuse(actionAssumeRole, g, errors.New("the agent has no AWS credentials of its own"))
 	}
-	token, err := m.token(ctx, g, pod)
+	if m.cfg.AssumeRoleARN != "" {
+		g.Duration = min(g.Duration, role.MaxChainedDuration)
+	}
+	keys, err := m.keys(ctx, g)
 	if err != nil {
 		return Credentials{}, err
 	}
-	creds, v, err := m.callWebIdentity(ctx, g, token)
-	if err == nil || v.token == keepToken {
-		return creds, err
-	}
-	renewer, ok := m.cfg.Tokens.(Renewer)
-	if !ok {
-		return Credentials{}, err
-	}
-	renewer.Renew(pod, g.Audience, token)
-	if v.token != retryNewToken {
-		return Credentials{}, err
-	}
-	fresh, tokenErr := m.token(ctx, g, pod)
-	if tokenErr != nil || fresh == token {
-		return Credentials{}, err // what STS said is the news; the same token would only hear it again
-	}
-	creds, _, err = m.callWebIdentity(ctx, g, fresh)
-	return creds, err
+	return m.signed(ctx, g, keys, m.own.signer)
 }
 
-// token asks Tokens and puts the role's name on its errors.
-func (m *Minter) token(ctx context.Context, g role.Grant, pod role.Workload) (string, error) {
-	token, err := m.cfg.Tokens.Token(ctx, pod, g.Audience)
-	if err == nil {
-		return token, nil
-	}
-	e := &Error{Kind: Transient, Action: actionTokenRequest, Err: err}
-	if known, ok := errors.AsType[*Error](err); ok {
-		*e = *known
-	}
-	e.RoleARN, e.Region = g.RoleARN, m.cfg.Region
-	return "", e
-}
-
-func (m *Minter) callWebIdentity(ctx context.Context, g role.Grant, token string) (Credentials, verdict, error) {
-	send := func(ctx context.Context) (*types.Credentials, *types.AssumedRoleUser, error) {
-		out, err := m.client.AssumeRoleWithWebIdentity(ctx, &awssts.AssumeRoleWithWebIdentityInput{
-			RoleArn:          &g.RoleARN,
-			RoleSessionName:  &g.SessionName,
-			WebIdentityToken: &token,
-			DurationSeconds:  seconds(g.Duration),
-		})
-		if err != nil {
-			return nil, nil, err
-		}
-		return out.Credentials, out.AssumedRoleUser, nil
-	}
-	return m.call(ctx, actionWebIdentity, g, send)
-}
-
-func (m *Minter) assumeRole(ctx context.Context, g role.Grant) (Credentials, error) {
-	if m.cfg.Credentials == nil {
-		return Credentials{}, m.refuse(actionAssumeRole, g, errors.New("the agent has no AWS credentials of its own"))
-	}
+func assumeRoleInput(g role.Grant) *awssts.AssumeRoleInput {
 	in := &awssts.AssumeRoleInput{
 		RoleArn:         &g.RoleARN,
 		RoleSessionName: &g.SessionName,
@@ -206,51 +175,69 @@ func (m *Minter) assumeRole(ctx context.Context, g role.Grant) (Credentials, err
 	if g.ExternalID != "" {
 		in.ExternalId = &g.ExternalID
 	}
-	send := func(ctx context.Context) (*types.Credentials, *types.AssumedRoleUser, error) {
-		out, err := m.client.AssumeRole(ctx, in)
-		if err != nil {
-			return nil, nil, err
-		}
-		return out.Credentials, out.AssumedRoleUser, nil
-	}
-	creds, _, err := m.call(ctx, actionAssumeRole, g, send)
-	return creds, err
+	return in
 }
 
-// call makes one call to STS, observes it, and turns its answer into Credentials or an *Error with its verdict.
-func (m *Minter) call(ctx context.Context, action string, g role.Grant,
-	send func(context.Context) (*types.Credentials, *types.AssumedRoleUser, error),
+// send makes one call.
+type send func(context.Context, *awssts.Client) (result, error)
+
+// result is what all calls give.
+type result struct {
+	credentials *types.Credentials
+	user        *types.AssumedRoleUser
+}
+
+// call makes one call to STS, in the region that answers. If it was there only to see whether a region that was left
+// answers again, and it does not, the call is made again where it should.
+func (m *Minter) call(ctx context.Context, action string, g role.Grant, send send) (Credentials, verdict, error) {
+	x, probe := m.regions.pick(time.Now(), nil)
+	if !probe {
+		return m.callIn(ctx, x, m.cfg.Timeout, action, g, send, false)
+	}
+	creds, v, err := m.callIn(ctx, x, min(probeTimeout, m.cfg.Timeout), action, g, send, true)
+	if err == nil || ctx.Err() != nil || v.health != failing {
+		return creds, v, err
+	}
+	if x, _ = m.regions.pick(time.Now(), []*region{x}); x == nil {
+		return creds, v, err
+	}
+	return m.callIn(ctx, x, m.cfg.Timeout, action, g, send, false)
+}
+
+// callIn makes one call to a region, observes it, and turns its answer into Credentials or an *Error with its verdict.
+func (m *Minter) callIn(ctx context.Context, x *region, timeout time.Duration, action string, g role.Grant, send send,
+	probe bool,
 ) (Credentials, verdict, error) {
-	ctx, cancel := context.WithTimeout(ctx, m.cfg.Timeout)
+	ctx, cancel := context.WithTimeoutCause(ctx, timeout, errCallTimeout)
 	defer cancel()
 	start := time.Now()
-	out, user, err := send(ctx)
+	out, err := send(ctx, x.client)
 	var creds Credentials
 	if err == nil {
-		creds, err = read(out, user)
+		creds, err = read(out.credentials, out.user)
 	}
-	took := time.Since(start)
+	now := time.Now()
+	a := answerOf(action, err)
+	h := healthOf(ctx, err, a)
+	m.regions.note(x, now, h, probe)
 	if err == nil {
-		m.cfg.Observe(action, m.cfg.Region, codeOK, took)
+		m.cfg.Observe(action, x.name, codeOK, now.Sub(start))
 		return creds, verdict{}, nil
 	}
-	a := answerOf(action, err)
 	label := a.code
 	if label == "" {
 		label = unanswered(err, a.status)
 	}
-	m.cfg.Observe(action, m.cfg.Region, bounded(label), took)
+	m.cfg.Observe(action, x.name, bounded(label), now.Sub(start))
 	v := classify(a)
-	if m.own != nil && blamesAgent(a) {
-		m.own.Invalidate()
-	}
+	v.health = h
 	// The operation's name is in Action already.
 	if op, ok := errors.AsType[*smithy.OperationError](err); ok {
 		err = op.Err
 	}
 	return Credentials{}, v, &Error{
-		Kind: v.kind, Action: action, RoleARN: g.RoleARN, Region: m.cfg.Region,
-		Code: a.code, Err: err, Remedy: remedy(a, g, m.cfg.Region),
+		Kind: v.kind, Action: action, RoleARN: g.RoleARN, Region: x.name,
+		Code: a.code, Err: err, Remedy: remedy(a, g, x.name),
 	}
 }
 

@@ -184,7 +184,7 @@ func TestFailures(t *testing.T) {
 					})
 				})
 			},
-			kind: sts.Transient, text: "node role: 404", label: "Unreachable",
+			kind: sts.Transient, text: "node role: 404", // and no call
 		},
 	}
 	for _, tt := range tests {
@@ -204,7 +204,11 @@ func TestFailures(t *testing.T) {
 			if w.tokens.token != "" && strings.Contains(fmt.Sprintf("%v %+v %#v", err, err, e.Err), w.tokens.token) {
 				t.Error("the error contains the token")
 			}
-			if diff := cmp.Diff([]string{e.Action + " eu-west-1 " + tt.label}, w.observed.take()); diff != "" {
+			var want []string
+			if tt.label != "" {
+				want = []string{e.Action + " eu-west-1 " + tt.label}
+			}
+			if diff := cmp.Diff(want, w.observed.take()); diff != "" {
 				t.Errorf("observed (-want +got):\n%s", diff)
 			}
 		})
@@ -421,18 +425,37 @@ func TestAgentsCredentials(t *testing.T) {
 	}
 }
 
+// TestRegionalEndpoint: the endpoints are those of https://docs.aws.amazon.com/general/latest/gr/sts.html and of the
+// partitions' own lists.
 func TestRegionalEndpoint(t *testing.T) {
-	for region, host := range map[string]string{
-		"eu-west-1":     "sts.eu-west-1.amazonaws.com",
-		"us-east-1":     "sts.us-east-1.amazonaws.com",
-		"cn-north-1":    "sts.cn-north-1.amazonaws.com.cn",
-		"us-gov-west-1": "sts.us-gov-west-1.amazonaws.com",
-		"us-iso-east-1": "sts.us-iso-east-1.c2s.ic.gov",
-	} {
-		t.Run(region, func(t *testing.T) {
+	tests := []struct {
+		name            string
+		region          string
+		fips, dualStack bool
+		host            string
+	}{
+		{"aws", "eu-west-1", false, false, "sts.eu-west-1.amazonaws.com"},
+		{"aws_classic", "us-east-1", false, false, "sts.us-east-1.amazonaws.com"}, // not the global endpoint
+		{"aws_fips", "us-east-1", true, false, "sts-fips.us-east-1.amazonaws.com"},
+		{"aws_dual_stack", "eu-west-1", false, true, "sts.eu-west-1.api.aws"},
+		{"aws_both", "us-west-2", true, true, "sts-fips.us-west-2.api.aws"},
+		{"china", "cn-north-1", false, false, "sts.cn-north-1.amazonaws.com.cn"},
+		{"china_dual_stack", "cn-north-1", false, true, "sts.cn-north-1.api.amazonwebservices.com.cn"},
+		{"gov", "us-gov-west-1", false, false, "sts.us-gov-west-1.amazonaws.com"},
+		{"gov_fips", "us-gov-west-1", true, false, "sts.us-gov-west-1.amazonaws.com"}, // all of it is FIPS
+		{"iso", "us-iso-east-1", false, false, "sts.us-iso-east-1.c2s.ic.gov"},
+		{"iso_b", "us-isob-east-1", false, false, "sts.us-isob-east-1.sc2s.sgov.gov"},
+		{"iso_e", "eu-isoe-west-1", false, false, "sts.eu-isoe-west-1.cloud.adc-e.uk"},
+		{"iso_f", "us-isof-south-1", false, false, "sts.us-isof-south-1.csp.hci.ic.gov"},
+		{"eusc", "eusc-de-east-1", false, false, "sts.eusc-de-east-1.amazonaws.eu"},
+		{"region_of_tomorrow", "eu-north-7", false, false, "sts.eu-north-7.amazonaws.com"},
+	}
+	tokens := newWorld(t).tokens
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
 			var asked *url.URL
 			m, err := sts.New(sts.Config{
-				Region: region, Tokens: newWorld(t).tokens,
+				Region: tt.region, FIPS: tt.fips, DualStack: tt.dualStack, Tokens: tokens,
 				HTTPClient: &http.Client{Transport: roundTripper(func(r *http.Request) (*http.Response, error) {
 					asked = r.URL
 					return nil, errors.New("not from here")
@@ -441,8 +464,8 @@ func TestRegionalEndpoint(t *testing.T) {
 			check(t, err)
 			_, err = m.Mint(t.Context(), webGrant(), caller)
 			wantError(t, err, sts.Transient, "")
-			if asked == nil || asked.Scheme != "https" || asked.Host != host {
-				t.Errorf("asked %v, want https://%s", asked, host)
+			if asked == nil || asked.Scheme != "https" || asked.Host != tt.host {
+				t.Errorf("asked %v, want https://%s", asked, tt.host)
 			}
 		})
 	}
@@ -460,6 +483,14 @@ func TestConfigErrors(t *testing.T) {
 		{"Endpoint", sts.Config{Region: region, Tokens: tokens, Endpoint: "localhost:4566"}},
 		{"Endpoint", sts.Config{Region: region, Tokens: tokens, Endpoint: "http://"}},
 		{"Endpoint", sts.Config{Region: region, Tokens: tokens, Endpoint: "http://a b"}},
+		{"FIPS", sts.Config{Region: region, Tokens: tokens, Endpoint: "http://a", FIPS: true}},
+		{"DualStack", sts.Config{Region: region, Tokens: tokens, Endpoint: "http://a", DualStack: true}},
+		{"FailoverRegions", sts.Config{
+			Region: region, Tokens: tokens, Endpoint: "http://a", FailoverRegions: []string{"eu-west-2"},
+		}},
+		{"FailoverRegions", sts.Config{Region: region, Tokens: tokens, FailoverRegions: []string{region}}},
+		{"FailoverRegions", sts.Config{Region: region, Tokens: tokens, FailoverRegions: []string{""}}},
+		{"AssumeRoleARN", sts.Config{Region: region, Tokens: tokens, AssumeRoleARN: nodeRole}},
 	}
 	for _, tt := range tests {
 		if _, err := sts.New(tt.cfg); err == nil || !strings.Contains(err.Error(), tt.field) {

@@ -33,15 +33,17 @@ type TokenConfig struct {
 	// Client is the API server, usually clientset.CoreV1(). Required. Its client-side rate limit should allow as many
 	// calls as sessions are minted.
 	Client corev1.ServiceAccountsGetter
-	// Lifetime asked for tokens. Default 6 h, at least 10 min. Tokens are replaced from half of it on, so that an API
-	// server outage of the other half goes unnoticed. A longer one survives longer outages, and leaves a stolen
-	// token useful for longer. The API server may grant less.
+	// Lifetime asked for tokens. Default 6 h, at least 10 min. Tokens are replaced from a third of it on, so that an API
+	// server outage of the rest, less the time between two mints, goes unnoticed: more than three hours of six. A longer
+	// one survives longer outages, and leaves a stolen token useful for longer. The API server may grant less.
 	Lifetime time.Duration
 	// Size is the number of tokens kept, one per ServiceAccount and audience. Default 1024. The least recently used one
 	// is dropped for a new one, which costs a TokenRequest when it is asked for again.
 	Size int
 	// Timeout of one TokenRequest. Default 5 s.
 	Timeout time.Duration
+	// Store keeps tokens from one process to the next. Optional.
+	Store TokenStore
 	// Logger is told when a token could not be replaced in time. Optional.
 	Logger *slog.Logger
 	// Observe is told of every TokenRequest, like Config.Observe, with the action "TokenRequest", no region, and the
@@ -54,7 +56,7 @@ type TokenConfig struct {
 // pod, and serves the other pods of its ServiceAccount, until it expires. It is safe for concurrent use.
 type TokenRequester struct {
 	cfg    TokenConfig
-	tokens *lru.Cache[tokenKey, *token]
+	tokens *lru.Cache[TokenKey, *token]
 }
 
 var (
@@ -62,16 +64,49 @@ var (
 	_ Renewer = (*TokenRequester)(nil)
 )
 
-type tokenKey struct{ namespace, serviceAccount, audience string }
+// TokenKey is what tokens are kept by.
+type TokenKey struct{ Namespace, ServiceAccount, Audience string }
+
+// Token is a ServiceAccount token. It prints as its times only, whichever way it reaches a log or an error.
+type Token struct {
+	Value   string
+	Issued  time.Time
+	Expires time.Time
+}
+
+// String implements fmt.Stringer without the token itself.
+func (t Token) String() string { return "token until " + t.Expires.UTC().Format(time.RFC3339) }
+
+// GoString implements fmt.GoStringer, so that %#v prints no secret either.
+func (t Token) GoString() string { return "sts.Token{" + t.String() + "}" }
+
+// LogValue implements slog.LogValuer without the token itself.
+func (t Token) LogValue() slog.Value { return slog.GroupValue(slog.Time("expiration", t.Expires)) }
+
+// TokenStore keeps tokens from one process to the next. It must be safe for concurrent use.
+type TokenStore interface {
+	// Load returns the token kept for k; false if there is none.
+	Load(k TokenKey) (Token, bool)
+	// Save keeps t in place of what was kept for k.
+	Save(k TokenKey, t Token) error
+	// Delete forgets what is kept for k, if anything.
+	Delete(k TokenKey) error
+}
 
 // token is the token of a key. Holding the one element of busy is holding its lock: a waiter can give up when its
 // context ends, which a mutex does not allow, and a holder that fails leaves the next one to try for itself, which a
 // shared flight does not.
 type token struct {
 	busy    chan struct{} // guards the following
+	loaded  bool          // from the Store, if there was anything
 	value   string
 	renewAt time.Time
 	expires time.Time
+}
+
+// set takes a token over. It is replaced from a third of its life on.
+func (t *token) set(in Token) {
+	t.value, t.expires, t.renewAt = in.Value, in.Expires, in.Issued.Add(in.Expires.Sub(in.Issued)/3)
 }
 
 // NewTokenRequester returns a TokenRequester, or an error that names the field at fault. It makes no call.
@@ -101,25 +136,27 @@ func NewTokenRequester(cfg TokenConfig) (*TokenRequester, error) {
 	if cfg.Observe == nil {
 		cfg.Observe = func(string, string, string, time.Duration) {}
 	}
-	tokens, err := lru.New[tokenKey, *token](cfg.Size)
+	tokens, err := lru.New[TokenKey, *token](cfg.Size)
 	if err != nil {
 		return nil, fmt.Errorf("new token requester: Size %d: %w", cfg.Size, err)
 	}
 	return &TokenRequester{cfg: cfg, tokens: tokens}, nil
 }
 
-// Token implements Tokens. It asks the API server when there is no token, or when the one in hand is past half of
-// its life or was refused by STS; in the latter cases it returns the one in hand if no other can be had and it has
+// Token implements Tokens. It asks the API server when there is no token, or when the one in hand is past a third
+// of its life or was refused by STS; in the latter cases it returns the one in hand if no other can be had and it has
 // not expired. Calls for one key wait for each other. Every error is an *Error with Action TokenRequest, or the
 // context's.
 func (r *TokenRequester) Token(ctx context.Context, pod role.Workload, audience string) (string, error) {
-	t := r.token(tokenKey{pod.Namespace, pod.ServiceAccount, audience})
+	key := TokenKey{pod.Namespace, pod.ServiceAccount, audience}
+	t := r.token(key)
 	select {
 	case t.busy <- struct{}{}:
 		defer func() { <-t.busy }()
 	case <-ctx.Done():
 		return "", fmt.Errorf("wait for token of %s/%s: %w", pod.Namespace, pod.ServiceAccount, context.Cause(ctx))
 	}
+	r.load(key, t)
 	now := time.Now()
 	if t.value != "" && now.Before(t.renewAt) {
 		return t.value, nil
@@ -128,10 +165,17 @@ func (r *TokenRequester) Token(ctx context.Context, pod role.Workload, audience 
 	now = time.Now()
 	switch {
 	case err == nil:
-		t.value, t.expires, t.renewAt = value, expires, now.Add(expires.Sub(now)/2)
+		fresh := Token{Value: value, Issued: now, Expires: expires}
+		t.set(fresh)
+		if r.cfg.Store != nil {
+			r.kept(ctx, key, r.cfg.Store.Save(key, fresh))
+		}
 		return value, nil
 	case err.Kind == Denied: // no ServiceAccount, no token: what is in hand speaks for one that is gone
 		t.value = ""
+		if r.cfg.Store != nil {
+			r.kept(ctx, key, r.cfg.Store.Delete(key))
+		}
 		return "", err
 	case t.value != "" && now.Before(t.expires.Add(-tokenMargin)):
 		t.renewAt = now.Add(renewalPause)
@@ -143,9 +187,28 @@ func (r *TokenRequester) Token(ctx context.Context, pod role.Workload, audience 
 	}
 }
 
+// load takes over what an earlier process kept, once. Caller holds t.busy.
+func (r *TokenRequester) load(key TokenKey, t *token) {
+	if r.cfg.Store == nil || t.loaded {
+		return
+	}
+	t.loaded = true
+	if kept, ok := r.cfg.Store.Load(key); ok && kept.Value != "" && t.value == "" {
+		t.set(kept)
+	}
+}
+
+// kept logs that the Store failed.
+func (r *TokenRequester) kept(ctx context.Context, key TokenKey, err error) {
+	if err != nil {
+		r.cfg.Logger.WarnContext(ctx, "token not kept for the next agent", "namespace", key.Namespace,
+			"service_account", key.ServiceAccount, "audience", key.Audience, "error", err)
+	}
+}
+
 // Renew implements Renewer.
 func (r *TokenRequester) Renew(pod role.Workload, audience, value string) {
-	t, ok := r.tokens.Peek(tokenKey{pod.Namespace, pod.ServiceAccount, audience})
+	t, ok := r.tokens.Peek(TokenKey{pod.Namespace, pod.ServiceAccount, audience})
 	if !ok {
 		return
 	}
@@ -157,7 +220,7 @@ func (r *TokenRequester) Renew(pod role.Workload, audience, value string) {
 }
 
 // token returns the entry of key, made if need be.
-func (r *TokenRequester) token(key tokenKey) *token {
+func (r *TokenRequester) token(key TokenKey) *token {
 	if t, ok := r.tokens.Get(key); ok {
 		return t
 	}

@@ -1,9 +1,11 @@
 package sts_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
 	"sync"
 	"testing"
@@ -116,7 +118,7 @@ func TestTokensAreReused(t *testing.T) {
 		var s apiServer
 		r := s.requester(t, sts.TokenConfig{})
 		wantToken(t, r, "token-1")
-		time.Sleep(3*time.Hour - time.Second)
+		time.Sleep(2*time.Hour - time.Second)
 		wantToken(t, r, "token-1")
 		other := caller
 		other.Name, other.UID = "api-1", "77aa"
@@ -134,7 +136,7 @@ func TestTokensAreReused(t *testing.T) {
 				t.Errorf("%s/%s for %s got %q, %v", p.Namespace, p.ServiceAccount, a, got, err)
 			}
 		}
-		time.Sleep(2 * time.Second) // past half life
+		time.Sleep(2 * time.Second) // past a third of the first
 		wantToken(t, r, "token-5")
 	})
 }
@@ -144,15 +146,15 @@ func TestTokenThroughAnOutage(t *testing.T) {
 		var s apiServer
 		r := s.requester(t, sts.TokenConfig{})
 		wantToken(t, r, "token-1")
-		time.Sleep(3*time.Hour + time.Minute) // half life
+		time.Sleep(2*time.Hour + time.Minute) // a third
 		s.set(func() { s.fail = apierrors.NewServiceUnavailable("down"); s.requests = nil })
-		for range 177 {
+		for range 237 {
 			wantToken(t, r, "token-1")
 			wantToken(t, r, "token-1")
 			time.Sleep(time.Minute)
 		}
-		if n := s.count(); n != 177 {
-			t.Errorf("%d requests in 177 minutes of outage, want one a minute", n)
+		if n := s.count(); n != 237 {
+			t.Errorf("%d requests in 237 minutes of outage, want one a minute", n)
 		}
 		wantToken(t, r, "token-1")
 		time.Sleep(time.Minute) // less than the margin left
@@ -188,6 +190,64 @@ func TestTokenOfDeletedServiceAccountIsDropped(t *testing.T) {
 		for range 2 {
 			_, err := r.Token(t.Context(), caller, audience)
 			wantError(t, err, sts.Denied, "NotFound")
+		}
+	})
+}
+
+// fakeTokens is a TokenStore. The zero value is ready.
+type fakeTokens struct {
+	kept map[sts.TokenKey]sts.Token
+	fail error
+}
+
+func (f *fakeTokens) Load(k sts.TokenKey) (sts.Token, bool) {
+	t, ok := f.kept[k]
+	return t, ok
+}
+
+func (f *fakeTokens) Save(k sts.TokenKey, t sts.Token) error {
+	if f.kept == nil {
+		f.kept = make(map[sts.TokenKey]sts.Token)
+	}
+	f.kept[k] = t
+	return f.fail
+}
+
+func (f *fakeTokens) Delete(k sts.TokenKey) error {
+	delete(f.kept, k)
+	return f.fail
+}
+
+// TestTokensOutliveTheirProcess: what was kept serves while the API server is down, is replaced when it would have been,
+// and goes with its ServiceAccount.
+func TestTokensOutliveTheirProcess(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var s apiServer
+		var log bytes.Buffer
+		store := &fakeTokens{fail: errors.New("no space")}
+		cfg := sts.TokenConfig{Store: store, Logger: slog.New(slog.NewTextHandler(&log, nil))}
+		wantToken(t, s.requester(t, cfg), "token-1")
+		if !strings.Contains(log.String(), "no space") || strings.Contains(log.String(), "token-1") {
+			t.Errorf("log: %s", &log)
+		}
+		time.Sleep(time.Hour)
+		r := s.requester(t, cfg)
+		wantToken(t, r, "token-1")
+		time.Sleep(time.Hour)
+		wantToken(t, r, "token-2")
+		s.set(func() { s.fail = errors.New("connection refused") })
+		time.Sleep(5 * time.Hour)
+		r = s.requester(t, cfg)
+		wantToken(t, r, "token-2")
+		time.Sleep(time.Hour)
+		if got, err := s.requester(t, cfg).Token(t.Context(), caller, audience); err == nil {
+			t.Errorf("an expired token came back: %q", got)
+		}
+		s.set(func() { s.fail = apierrors.NewNotFound(schema.GroupResource{Resource: "serviceaccounts"}, "api") })
+		_, err := r.Token(t.Context(), caller, audience)
+		wantError(t, err, sts.Denied, "NotFound")
+		if len(store.kept) != 0 {
+			t.Errorf("kept %v", store.kept)
 		}
 	})
 }

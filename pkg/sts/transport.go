@@ -6,20 +6,26 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
+	"net/url"
+	"slices"
 	"time"
 )
 
 // NewHTTPClient returns the HTTP client that New uses when it is given none: connections are reused, each step has
-// a time-out of its own, proxies come from the environment (HTTPS_PROXY, NO_PROXY), redirects are not followed. It
-// speaks HTTP/1.1 only: with HTTP/2 all calls would share one connection, and one stalled connection would fail
-// the refresh of every role at once.
-func NewHTTPClient() *http.Client {
+// a time-out of its own, proxies come from the environment (HTTPS_PROXY, NO_PROXY), redirects are not followed. The
+// metadata service's own addresses, and those given, are never called through a proxy, whatever NO_PROXY says: it would
+// answer with the role of the host that the proxy runs on, or with nothing.
+//
+// The client speaks HTTP/1.1 only: with HTTP/2 all calls would share one connection, and one stalled connection would
+// fail the refresh of every role at once.
+func NewHTTPClient(direct ...netip.Addr) *http.Client {
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
 	dialer := &net.Dialer{Timeout: 3 * time.Second, KeepAlive: 15 * time.Second}
 	return &http.Client{
 		Transport: &http.Transport{
-			Proxy:                 http.ProxyFromEnvironment,
+			Proxy:                 proxyExcept(http.ProxyFromEnvironment, direct),
 			DialContext:           dialer.DialContext,
 			Protocols:             protocols,
 			TLSHandshakeTimeout:   5 * time.Second,
@@ -30,6 +36,20 @@ func NewHTTPClient() *http.Client {
 		},
 		// A redirect would carry the token or the signature to an address nobody configured.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+}
+
+// proxyExcept returns proxy without the metadata service's addresses and those in direct.
+func proxyExcept(proxy func(*http.Request) (*url.URL, error), direct []netip.Addr) func(*http.Request) (*url.URL, error) {
+	direct = append([]netip.Addr{
+		netip.AddrFrom4([4]byte{169, 254, 169, 254}),
+		netip.MustParseAddr("fd00:ec2::254"),
+	}, direct...)
+	return func(r *http.Request) (*url.URL, error) {
+		if a, err := netip.ParseAddr(r.URL.Hostname()); err == nil && slices.Contains(direct, a.Unmap().WithZone("")) {
+			return nil, nil
+		}
+		return proxy(r)
 	}
 }
 

@@ -7,6 +7,10 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
+	"net/url"
+	"os"
+	"os/exec"
 	"sync"
 	"testing"
 
@@ -22,6 +26,59 @@ func TestHTTPClient(t *testing.T) {
 	}
 	if err := c.CheckRedirect(nil, nil); !errors.Is(err, http.ErrUseLastResponse) {
 		t.Errorf("redirects are followed: %v", err)
+	}
+}
+
+// TestMetadataIsCalledDirectly: no proxy sees a call to the metadata service, whatever NO_PROXY says.
+func TestMetadataIsCalledDirectly(t *testing.T) {
+	via := &url.URL{Scheme: "http", Host: "proxy:3128"}
+	proxy := sts.ProxyExcept(func(*http.Request) (*url.URL, error) { return via, nil }, netip.MustParseAddr("192.0.2.1"))
+	for target, want := range map[string]*url.URL{
+		"http://169.254.169.254/latest/api/token":        nil,
+		"http://169.254.169.254:80/":                     nil,
+		"http://[fd00:ec2::254]/latest/meta-data/":       nil,
+		"http://[fd00:0ec2:0:0:0:0:0:254]:80/":           nil,
+		"http://[::ffff:169.254.169.254]/":               nil,
+		"http://192.0.2.1/":                              nil,
+		"http://169.254.169.253/":                        via,
+		"https://sts.eu-west-1.amazonaws.com/":           via,
+		"https://169.254.169.254.example.com/":           via,
+		"https://example.com/?x=http://169.254.169.254/": via,
+	} {
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, target, nil)
+		check(t, err)
+		if got, err := proxy(r); err != nil || got != want {
+			t.Errorf("%s goes through %v (%v), want %v", target, got, err, want)
+		}
+	}
+}
+
+// TestEnvironmentsProxy: the client takes the proxy of the environment, without the metadata addresses. The
+// environment is read once per process, so this needs one of its own.
+func TestEnvironmentsProxy(t *testing.T) {
+	const child = "PODROLE_TEST_CHILD"
+	if os.Getenv(child) == "" {
+		cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestEnvironmentsProxy$")
+		cmd.Env = append(os.Environ(), child+"=1", "HTTPS_PROXY=http://proxy:3128", "HTTP_PROXY=http://proxy:3128",
+			"NO_PROXY=example.com", "https_proxy=", "http_proxy=", "no_proxy=")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Errorf("%v\n%s", err, out)
+		}
+		return
+	}
+	proxy := sts.NewHTTPClient(netip.MustParseAddr("192.0.2.1")).Transport.(*http.Transport).Proxy
+	for target, proxied := range map[string]bool{
+		"https://sts.eu-west-1.amazonaws.com/": true,
+		"https://example.com/":                 false,
+		"http://169.254.169.254/":              false,
+		"http://[fd00:ec2::254]/":              false,
+		"http://192.0.2.1/":                    false,
+	} {
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, target, nil)
+		check(t, err)
+		if got, err := proxy(r); err != nil || (got != nil) != proxied {
+			t.Errorf("%s goes through %v (%v)", target, got, err)
+		}
 	}
 }
 

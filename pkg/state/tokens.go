@@ -1,0 +1,89 @@
+package state
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/podrole/podrole/pkg/sts"
+)
+
+const kindToken = "service-account-token"
+
+// maxTokenLife is more than AWS takes a token for: a day.
+const maxTokenLife = 25 * time.Hour
+
+// Tokens keeps the ServiceAccount tokens of a Dir, so that an API server that is down does not end sessions across a
+// restart either. It is safe for concurrent use.
+type Tokens struct{ dir *Dir }
+
+var _ sts.TokenStore = Tokens{}
+
+// Tokens returns the part of d that is an sts.TokenStore.
+func (d *Dir) Tokens() Tokens { return Tokens{d} }
+
+type tokenKeyRecord struct {
+	Namespace      string `json:"namespace"`
+	ServiceAccount string `json:"service_account"`
+	Audience       string `json:"audience"`
+}
+
+type tokenRecord struct {
+	header
+	Key     tokenKeyRecord `json:"key"`
+	Value   string         `json:"value"`
+	Issued  time.Time      `json:"issued"`
+	Expires time.Time      `json:"expires"`
+}
+
+// Load implements sts.TokenStore.
+func (t Tokens) Load(k sts.TokenKey) (sts.Token, bool) {
+	name := hashed(kindToken, tokenKeyRecord(k))
+	var token sts.Token
+	ok := t.dir.load(&t.dir.tokens, name, func(data []byte) (err error) {
+		_, token, err = parseToken(name, data)
+		return err
+	})
+	return token, ok && time.Now().Before(token.Expires)
+}
+
+// Save implements sts.TokenStore.
+func (t Tokens) Save(k sts.TokenKey, token sts.Token) error {
+	r := tokenRecord{
+		header{version, kindToken}, tokenKeyRecord(k), token.Value, token.Issued.Round(0), token.Expires.Round(0),
+	}
+	data, err := json.Marshal(r)
+	if err != nil {
+		return fmt.Errorf("encode token of %s/%s: not possible", k.Namespace, k.ServiceAccount) // err may quote
+	}
+	return t.dir.write(func() error {
+		return t.dir.tokens.put(hashed(kindToken, r.Key), data, validity{until: token.Expires, expires: true})
+	})
+}
+
+// Delete implements sts.TokenStore.
+func (t Tokens) Delete(k sts.TokenKey) error {
+	return t.dir.write(func() error { return t.dir.tokens.remove(hashed(kindToken, tokenKeyRecord(k))) })
+}
+
+// parseToken reads the file of that name.
+func parseToken(name string, data []byte) (sts.TokenKey, sts.Token, error) {
+	var r tokenRecord
+	if err := decode(data, kindToken, &r); err != nil {
+		return sts.TokenKey{}, sts.Token{}, err
+	}
+	token := sts.Token{Value: r.Value, Issued: r.Issued, Expires: r.Expires}
+	var err error
+	switch life := r.Expires.Sub(r.Issued); {
+	case r.Key.Namespace == "" || r.Key.ServiceAccount == "" || r.Key.Audience == "" || r.Value == "":
+		err = errors.New("it is incomplete")
+	case name != hashed(kindToken, r.Key):
+		err = errName
+	case life <= 0 || life > maxTokenLife:
+		err = fmt.Errorf("it is of %s: no token lives as long", life)
+	case time.Until(r.Issued) > maxAhead:
+		err = errors.New("it was issued in the future: the clock was set back")
+	}
+	return sts.TokenKey(r.Key), token, err
+}
