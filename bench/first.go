@@ -40,11 +40,14 @@ func firstCredential(ctx context.Context, agent string) (_ []figure, err error) 
 		p99 = append(p99, milliseconds(startrace.P99(outcomes)))
 		failures = append(failures, float64(failed))
 	}
-	return []figure{newFigure("first_credential_p99_ms", "ms", p99), newFigure("first_credential_failures", "requests", failures)}, nil
+	return []figure{
+		newFigure("first_credential_p99_ms", "ms", p99),
+		newFigure("first_credential_failures", "requests", failures),
+	}, nil
 }
 
 func race(ctx context.Context, agent string) (_ []startrace.Outcome, err error) {
-	bed, pod, err := onePod(ctx, testbed.Config{Agent: agent}, time.Hour)
+	bed, _, err := onePod(ctx, testbed.Config{Agent: agent}, time.Hour)
 	if err != nil {
 		return nil, err
 	}
@@ -54,10 +57,11 @@ func race(ctx context.Context, agent string) (_ []startrace.Outcome, err error) 
 		return nil, err
 	}
 	// A ServiceAccount that had a pod on this node before: its session is warm.
-	if _, err := bed.AddPod("shop", "before-0", "bench"); err != nil {
+	before, err := bed.AddPod("shop", "before-0", "bench")
+	if err != nil {
 		return nil, err
 	}
-	if _, err := get(ctx, pod, "http://169.254.169.254"+credentials); err != nil {
+	if _, err := get(ctx, before, "http://169.254.169.254"+credentials); err != nil {
 		return nil, err
 	}
 	return startrace.Run(ctx, startrace.Config{

@@ -29,7 +29,8 @@ func resolve(ctx context.Context, _ string) ([]figure, error) {
 
 // goBenchmark runs a Go benchmark and returns the nanoseconds per operation of each repeat.
 func goBenchmark(ctx context.Context, pkg, pattern string) ([]float64, error) {
-	out, err := exec.CommandContext(ctx, "go", "test", "-run=^$", "-bench="+pattern, "-benchtime=200ms", "-count="+microRepeats, pkg).CombinedOutput()
+	out, err := exec.CommandContext(ctx, "go", "test",
+		"-run=^$", "-bench="+pattern, "-benchtime=200ms", "-count="+microRepeats, pkg).CombinedOutput()
 	if err != nil {
 		return nil, fmt.Errorf("run benchmark %s of %s: %w: %s", pattern, pkg, err, out)
 	}

@@ -37,7 +37,6 @@ type Config struct {
 
 // Result is what a run measured.
 type Result struct {
-	Began     time.Time
 	Requests  int           // of Pods
 	Failures  int           // requests of Pods without credentials, or with those of another role
 	Failed    []string      // the first few of them
@@ -55,15 +54,15 @@ func Max(samples []poll.Sample) time.Duration {
 	return longest
 }
 
-// MaxFailed bounds Result.Failed.
-const MaxFailed = 10
+// maxFailed bounds Result.Failed.
+const maxFailed = 10
 
 // Run polls until every pod has seen the rotations asked for. An error means that nothing was measured, not that a
 // request failed.
 func Run(ctx context.Context, cfg Config) (*Result, error) {
 	polling, stop := context.WithCancel(ctx)
 	defer stop()
-	r := &run{cfg: cfg, seen: make([]int, len(cfg.Pods)), stop: stop, result: Result{Began: time.Now()}}
+	r := &run{cfg: cfg, seen: make([]int, len(cfg.Pods)), stop: stop}
 	var following sync.WaitGroup
 	defer following.Wait()
 
@@ -89,7 +88,9 @@ func Run(ctx context.Context, cfg Config) (*Result, error) {
 			return nil, err
 		}
 	}
-	inline := poll.Config{Method: poll.Inline, Role: cfg.Baseline.Role, STS: cfg.Bed.STS(), Region: testbed.Region, Token: cfg.Token}
+	inline := poll.Config{
+		Method: poll.Inline, Role: cfg.Baseline.Role, STS: cfg.Bed.STS(), Region: testbed.Region, Token: cfg.Token,
+	}
 	if err := follow(cfg.Baseline, inline, r.noteBaseline); err != nil {
 		return nil, err
 	}
@@ -122,7 +123,7 @@ func (r *run) note(i int, s poll.Sample, previous string) string {
 	r.result.Samples = append(r.result.Samples, s)
 	if problem := r.problem(s, r.cfg.Pods[i].Role); problem != "" {
 		r.result.Failures++
-		if len(r.result.Failed) < MaxFailed {
+		if len(r.result.Failed) < maxFailed {
 			r.result.Failed = append(r.result.Failed, problem)
 		}
 		return previous

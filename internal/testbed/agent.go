@@ -35,7 +35,7 @@ type Agent struct {
 
 // StartAgent starts an agent and returns when pods are led to it.
 func (b *Bed) StartAgent(ctx context.Context, flags ...string) (*Agent, error) {
-	a, err := b.LaunchAgent(flags...)
+	a, err := b.launchAgent(flags...)
 	if err != nil {
 		return nil, err
 	}
@@ -53,8 +53,8 @@ func (b *Bed) StartAgent(ctx context.Context, flags ...string) (*Agent, error) {
 	}
 }
 
-// LaunchAgent starts an agent and does not wait for it to be ready.
-func (b *Bed) LaunchAgent(flags ...string) (*Agent, error) {
+// launchAgent starts an agent and does not wait for it to be ready.
+func (b *Bed) launchAgent(flags ...string) (*Agent, error) {
 	args := append(slices.Clone(b.cfg.Under), b.cfg.Agent, "run")
 	args = append(args,
 		"--kube-objects="+b.Objects,

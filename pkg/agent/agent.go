@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"time"
 
@@ -32,7 +33,7 @@ const (
 // Run guards the node, serves its pods, and returns when ctx has ended and the requests in flight are answered. Guard
 // and rules stay in place: until the next agent is up, pods are refused. It needs the right to change the network of
 // the namespace it runs in (root, or CAP_NET_ADMIN and CAP_NET_RAW).
-func Run(ctx context.Context, cfg config.Config, logger *slog.Logger) error {
+func Run(ctx context.Context, cfg config.Config, logger *slog.Logger) (err error) {
 	klog.SetSlogLogger(logger) // client-go's own messages
 	a := &agent{cfg: cfg, logger: logger}
 	if err := a.telemetry(); err != nil {
@@ -48,6 +49,11 @@ func Run(ctx context.Context, cfg config.Config, logger *slog.Logger) error {
 	if err := links.guard(); err != nil {
 		return err
 	}
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("%w; the guard stays and pods are refused: podrole uninstall removes it", err)
+		}
+	}()
 	if a.redirect, err = openRedirect(ctx, links, cfg.Redirect.IPTablesBackend); err != nil {
 		return err
 	}
@@ -90,12 +96,10 @@ type agent struct {
 	health      *health
 }
 
+// telemetry makes the metrics. They are read once the agent runs, when all parts are there.
 func (a *agent) telemetry() (err error) {
 	a.metrics, err = telemetry.New(telemetry.Config{
 		Sessions: func(yield func(telemetry.SessionLife) bool) {
-			if a.cache == nil {
-				return
-			}
 			for s := range a.cache.Sessions() {
 				life := telemetry.SessionLife{
 					Namespace:      s.Grant.Namespace,
@@ -107,26 +111,11 @@ func (a *agent) telemetry() (err error) {
 				}
 			}
 		},
-		DeniedPods: func() map[string]int {
-			if a.assignments == nil {
-				return nil
-			}
-			return a.assignments.deniedPods()
-		},
-		KeptPods: func() int {
-			if a.assignments == nil {
-				return 0
-			}
-			return a.assignments.keptPods()
-		},
-		Bypassing: func() int {
-			if a.assignments == nil {
-				return 0
-			}
-			return a.assignments.bypassing()
-		},
+		DeniedPods: func() map[string]int { return a.assignments.deniedPods() },
+		KeptPods:   func() int { return a.assignments.keptPods() },
+		Bypassing:  func() int { return a.assignments.bypassing() },
 		WatchAge: func() time.Duration {
-			if a.kube.pulse == nil {
+			if a.kube.pulse == nil { // there is no API server to watch
 				return 0
 			}
 			return a.kube.pulse.Age()

@@ -138,9 +138,9 @@ func (a *assignments) report(old, next decision, had bool) {
 		logger.Info("pod granted a role", "grant", next.grant)
 		if next.bypass != "" {
 			logger.Warn("pod's SDKs will not ask for it: its environment leads them elsewhere", "variable", next.bypass)
-			a.cfg.warn(next.pod, telemetry.EventBypassed, fmt.Sprintf("%s is set in this pod, so SDKs since 2019 do not ask podrole for "+
-				"credentials. If the IRSA webhook set it, rename the ServiceAccount's annotation to %s and restart the pod.",
-				next.bypass, a.cfg.policy.Keys.RoleARN))
+			a.cfg.warn(next.pod, telemetry.EventBypassed, fmt.Sprintf("%s is set in this pod, so SDKs that know it do not ask "+
+				"podrole for credentials. If the IRSA webhook set it, rename the ServiceAccount's annotation to %s; if EKS Pod Identity "+
+				"did, delete the association. Then restart the pod.", next.bypass, a.cfg.policy.Keys.RoleARN))
 		}
 	case !had || old.denial == nil || old.denial.Error() != next.denial.Error():
 		reason := reasonOf(next.denial)

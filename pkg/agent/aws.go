@@ -64,17 +64,19 @@ const discoveryAttempts = 6
 func discover[T any](ctx context.Context, ask func(context.Context) (T, error)) (T, error) {
 	var answer T
 	var err error
-	for range discoveryAttempts {
+	for n := range discoveryAttempts {
+		if n > 0 {
+			select {
+			case <-ctx.Done():
+				return answer, ctx.Err()
+			case <-time.After(time.Second):
+			}
+		}
 		attempt, cancel := context.WithTimeout(ctx, upstreamTimeout)
 		answer, err = ask(attempt)
 		cancel()
 		if err == nil {
 			return answer, nil
-		}
-		select {
-		case <-ctx.Done():
-			return answer, ctx.Err()
-		case <-time.After(time.Second):
 		}
 	}
 	return answer, err

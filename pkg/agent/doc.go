@@ -1,7 +1,8 @@
-// Package agent wires the others together and runs them: it is the only one that knows every package. Both flows of
-// the design are visible in it:
+// Package agent wires the others together and runs them: it is the only one that knows every package. Three flows
+// are visible in it:
 //
 //	a request:  pod ── iptables ──▶ proxy ─▶ identity.Directory ─▶ assignments.Decide ─▶ cache.Get ─▶ bytes
+//	a sandbox:  CNI result ─▶ cni.Watcher ─▶ pins ─▶ identity.Directory
 //	a pod:      scheduled here ─▶ identity.Directory ─▶ assignments.Known ─▶ cache.Want ─▶ sts.Minter ─▶ warm
 //
 // The order of the start is closed by default: guard and address first, then identity, decisions and sessions, and only

@@ -6,8 +6,12 @@ import (
 	"time"
 )
 
-// staleAfter is how many sweeps may be missing before what the last one found counts for nothing.
-const staleAfter = 3
+const (
+	// staleAfter is how many sweeps may be missing before what the last one found counts for nothing.
+	staleAfter = 3
+	// slack is for a sweep that waits for the iptables lock.
+	slack = 10 * time.Second
+)
 
 // health is whether pods are led here and answered, as far as can be told from inside. It is safe for concurrent use.
 type health struct {
@@ -57,7 +61,7 @@ func (h *health) checked(half string, repaired bool, err error) {
 // intact reports whether every half was found right, lately. The caller holds mu.
 func (h *health) intact() bool {
 	for _, c := range h.halves {
-		if c.err != nil || time.Since(c.at) > staleAfter*h.every+10*time.Second {
+		if c.err != nil || time.Since(c.at) > staleAfter*h.every+slack {
 			return false
 		}
 	}

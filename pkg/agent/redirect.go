@@ -17,8 +17,8 @@ import (
 	"github.com/podrole/podrole/pkg/node"
 )
 
-// resolvConfs are the files that name the resolvers of the node and of its pods.
-var resolvConfs = []string{"/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"}
+// resolvConfs returns the files that name the resolvers of the node and of its pods.
+func resolvConfs() []string { return []string{"/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"} }
 
 // links is the half of the Redirect that netlink does: address and guard. It needs no program, and so comes first.
 type links struct {
@@ -42,7 +42,7 @@ func openLinks(cfg config.Config, logger *slog.Logger) (*links, error) {
 	redirect, err := node.NewRedirect(node.Config{
 		Targets:        pairs,
 		GuardExceptDNS: cfg.Redirect.GuardExceptDNS,
-		ResolvConf:     resolvConfs,
+		ResolvConf:     resolvConfs(),
 		Logger:         logger,
 	})
 	if err != nil {
@@ -178,7 +178,9 @@ func (r *redirect) tryInstall(ctx context.Context, rules iptables.Rules) error {
 // sweep compares address, guard and rules with what they should be, every interval until ctx ends, and puts right what
 // another program changed. checked is told each time. The two halves do not wait for each other: whatever holds up
 // iptables, the guard is looked after.
-func (r *redirect) sweep(ctx context.Context, rules iptables.Rules, every time.Duration, checked func(half string, repaired bool, err error)) {
+func (r *redirect) sweep(
+	ctx context.Context, rules iptables.Rules, every time.Duration, checked func(half string, repaired bool, err error),
+) {
 	var halves sync.WaitGroup
 	defer halves.Wait()
 	halves.Go(func() {

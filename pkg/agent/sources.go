@@ -36,7 +36,7 @@ func openKube(cfg config.Config, logger *slog.Logger) (kube, error) {
 		if err != nil {
 			return kube{}, err
 		}
-		logger.Info("objects come from a folder instead of an API server; credentials come by assume-role", "folder", dir)
+		logger.Info("objects come from a folder instead of an API server; credentials come by assume-role", "dir", dir)
 		return kube{
 			sources: identity.Sources{
 				Pods:            store.Pods(cfg.Cluster.NodeName),

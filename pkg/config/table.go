@@ -171,7 +171,7 @@ func table(c *Config) []setting {
 			want:  "web-identity or assume-role",
 			parse: into(&c.STS.CredentialSource, oneOf(role.WebIdentity, role.AssumeRole)),
 		}, {
-			topic: topicSTS, name: "sts-region", value: "REGION", unset: "AWS_REGION, else the node's metadata",
+			topic: topicSTS, name: "sts-region", value: "REGION", unset: "AWS_REGION, AWS configuration, node's metadata",
 			help:  "Region whose STS is called.",
 			want:  "an AWS region, for example eu-central-1",
 			also:  "AWS_REGION",
@@ -248,7 +248,7 @@ func table(c *Config) []setting {
 			want:  "0 to 950ms, for example 900ms",
 			parse: into(&c.Metadata.RequestWait, duration(0, maxRequestWait)),
 		}, {
-			topic: topicMetadata, name: "availability-zone", value: "ZONE", unset: "the node's metadata or labels",
+			topic: topicMetadata, name: "availability-zone", value: "ZONE", unset: "the node's metadata",
 			help:  "Availability zone that pods are told.",
 			want:  "an availability zone, for example eu-central-1a",
 			parse: into(&c.Metadata.AvailabilityZone, optional(zone)),

@@ -16,7 +16,9 @@ import (
 
 // ClusterSources reads from an API server: the pods of node, and the metadata of Namespaces and ServiceAccounts. pulse is
 // that of the watch of pods.
-func ClusterSources(client kubernetes.Interface, objects metadata.Interface, node string, quiet Quiet, pulse *Pulse) Sources {
+func ClusterSources(
+	client kubernetes.Interface, objects metadata.Interface, node string, quiet Quiet, pulse *Pulse,
+) Sources {
 	return Sources{
 		Pods: listerWatcher(client,
 			fields.OneTermEqualSelector("spec.nodeName", node),
@@ -64,6 +66,9 @@ func listerWatcher(
 			w, err := follow(ctx, o)
 			if err != nil {
 				return nil, err
+			}
+			if quiet <= 0 {
+				return w, nil
 			}
 			return ended(w, quiet, pulse), nil
 		},

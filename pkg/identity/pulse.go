@@ -11,7 +11,7 @@ import (
 // Quiet bounds how long a watch of the API server may say nothing before it is taken for dead and made anew. A connection
 // whose other end is gone, and whose packets a firewall drops, looks just like one on which nothing happens. To make a
 // watch anew goes on where the last one was and costs the API server little; for pods, of which each agent has one watch,
-// it may be done every minute, for the many watches of namespaces rarely.
+// it may be done every minute, for the many watches of namespaces rarely. Zero is no bound.
 type Quiet struct {
 	Pods       time.Duration
 	Namespaces time.Duration // and their ServiceAccounts

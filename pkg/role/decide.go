@@ -15,8 +15,8 @@ const (
 	MinDuration = 15 * time.Minute
 	// MaxDuration is the longest maximum a role can be given.
 	MaxDuration = 12 * time.Hour
-	// MaxChainedDuration is the longest session of a role that is assumed with another role's credentials, as the
-	// node's are (https://docs.aws.amazon.com/IAM/latest/UserGuide/id_roles_use.html, role chaining).
+	// MaxChainedDuration is the longest session of a role that is assumed with another role's credentials. It is applied
+	// to every assume-role, since the agent's own credentials are as a rule a role's (https://docs.aws.amazon.com/IAM/latest/UserGuide/id_roles_use.html, role chaining).
 	MaxChainedDuration = time.Hour
 )
 

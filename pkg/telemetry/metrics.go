@@ -1,4 +1,5 @@
-// Package telemetry is what an operator can see of an agent: OpenTelemetry metrics, in Prometheus' format over HTTP.
+// Package telemetry is what an operator and a pod's owner can see of an agent: OpenTelemetry metrics, in Prometheus' format
+// over HTTP, and Kubernetes Events.
 //
 // Every label has a bounded set of values. No label names a client's address, a pod or a UID: a metric must not grow
 // with the churn of a cluster, and must not tell who talked to whom.
