@@ -44,6 +44,7 @@ type Cache struct {
 	limiter  *rate.Limiter
 	flying   map[role.Grant]bool // Grants with a flight under way, which may outlive their entry
 	retried  bool                // the last mint started was a retry
+	fair     bool                // the last mint started went to the one that was overdue for longest
 
 	unkept   map[role.Grant]bool // Grants of which the Store may not know the latest
 	keepWake chan struct{}       // holds one element when there are some

@@ -447,6 +447,49 @@ func TestFailingGrantsLeaveRateForRefreshes(t *testing.T) {
 	})
 }
 
+// TestEveryonesTurnComes: a Grant whose refresh failed for a while is minted again soon after STS answers for it, however
+// many others keep failing with requests parked on them.
+func TestEveryonesTurnComes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const failing = 40
+		good := grant(failing)
+		began := time.Now()
+		down := func() bool { // for the good one
+			since := time.Since(began)
+			return since > 20*time.Minute && since < 40*time.Minute
+		}
+		f := &fakeSTS{fail: func(g role.Grant) error {
+			if g != good || down() {
+				return failed(sts.Transient, "unavailable")
+			}
+			return nil
+		}}
+		c, _ := start(t, config(f))
+		for i := range failing + 1 {
+			c.Want(grant(i), pod(grant(i).ServiceAccount))
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+		defer cancel()
+		var polling sync.WaitGroup
+		for i := range failing {
+			polling.Go(func() {
+				for ctx.Err() == nil {
+					once, done := context.WithTimeout(ctx, 900*time.Millisecond)
+					_, _ = c.Get(once, grant(i))
+					done()
+				}
+			})
+		}
+		time.Sleep(40*time.Minute + 2*time.Minute)
+		s, err := c.Get(t.Context(), good)
+		if err != nil || s.Minted.Sub(began) < 40*time.Minute {
+			t.Errorf("two minutes after STS answers again: %v, %v", s, err)
+		}
+		cancel()
+		polling.Wait()
+	})
+}
+
 func TestReleaseStopsRenewals(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := &fakeSTS{}

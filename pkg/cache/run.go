@@ -15,6 +15,9 @@ import (
 // sessions expire by the wall clock: after a jump of the latter, this is how late the scheduler notices.
 const maxSleep = time.Minute
 
+// maxOverdue is how long a mint that is due may be passed over for more urgent ones.
+const maxOverdue = 5 * time.Second
+
 // Run mints and refreshes until ctx ends, then abandons the mints under way, waits for them and returns nil. Get
 // goes on serving the Sessions there are, and parks no more. Run can be called once.
 func (c *Cache) Run(ctx context.Context) error {
@@ -64,6 +67,8 @@ func (c *Cache) next(now time.Time) (*flight, time.Duration) {
 	defer c.mu.Unlock()
 	sleep := maxSleep
 	var best, first *entry // of all, and of those that are not retries
+	var starving *entry    // overdue for longest, and for too long
+	longest := maxOverdue
 	var unready *entry
 	var gone []*entry
 	for g, e := range *c.entries.Load() {
@@ -95,6 +100,9 @@ func (c *Cache) next(now time.Time) (*flight, time.Duration) {
 			if e.failure.count == 0 && e.before(first) {
 				first = e
 			}
+			if -wait > longest {
+				starving, longest = e, -wait
+			}
 		}
 	}
 	if len(gone) > 0 {
@@ -111,6 +119,11 @@ func (c *Cache) next(now time.Time) (*flight, time.Duration) {
 		// not use up the rate that refreshes need.
 		if c.retried && first != nil {
 			best = first
+		}
+		// Every other one goes to whoever is overdue for longest, if that is too long: whatever keeps others in front, be it
+		// requests parked on Grants that fail or a pod whose Grant changes all the time, everyone's turn comes.
+		if c.fair = !c.fair && starving != nil; c.fair {
+			best = starving
 		}
 		c.retried = best.failure.count > 0
 		return c.start(best, false), 0

@@ -247,8 +247,8 @@ func TestTwoDays(t *testing.T) {
 		calm := make(map[int]bool)         // hours
 		for time.Since(begin) < length {
 			now := time.Since(begin)
-			if current() != nil {
-				ended = now
+			if f := current(); f != nil {
+				ended = f.to
 			}
 			n.mu.Lock()
 			n.apiDown = apiFrom <= now && now < apiTo
