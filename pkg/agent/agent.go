@@ -90,6 +90,7 @@ type agent struct {
 	assignments *assignments
 	directory   *identity.Directory
 	sandboxes   *cni.Watcher
+	pins        *pins
 	proxy       *proxy.Server
 	state       *state.Dir      // nil without --state-dir
 	known       metadata.Static // of the node, without asking its metadata service
@@ -189,10 +190,12 @@ func (a *agent) assemble(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	pinned := &pins{pin: a.redirect.node.PinMAC, next: a.directory.SetSandboxes, logger: a.logger}
+	a.pins = &pins{
+		pin: a.redirect.node.PinMAC, next: a.directory.SetSandboxes, logger: a.logger, read: make(chan struct{}),
+	}
 	a.sandboxes, err = cni.New(cni.Config{
 		Dir:     a.cfg.Cluster.CNIDir,
-		Changed: pinned.SetSandboxes,
+		Changed: a.pins.SetSandboxes,
 		Logger:  a.logger,
 	})
 	if err != nil {
@@ -360,6 +363,12 @@ func (a *agent) serve(ctx context.Context) error {
 // warm waits until the pods of this node are known and decided on, and their sessions minted: as long as the rate of calls
 // to STS takes for all of them, and warmUp. It returns at the end of ctx at the latest.
 func (a *agent) warm(ctx context.Context) {
+	// Before the CNI results are read, what the API says might be taken for all there is.
+	select {
+	case <-a.pins.read:
+	case <-ctx.Done():
+		return
+	}
 	const remind = 10 * time.Second
 	reminder := time.NewTicker(remind)
 	defer reminder.Stop()

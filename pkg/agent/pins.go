@@ -15,8 +15,11 @@ type pins struct {
 	next   func(map[string]cni.Sandbox)
 	logger *slog.Logger
 
-	mu   sync.Mutex      // guards done
+	read chan struct{} // closed once the CNI results have been read for the first time
+
+	mu   sync.Mutex      // guards the following
 	done map[string]bool // sandboxes by ID that need nothing more
+	once sync.Once       // closes read
 }
 
 // SetSandboxes pins what is new before anybody may be known by it.
@@ -43,4 +46,5 @@ func (p *pins) SetSandboxes(sandboxes map[string]cni.Sandbox) {
 	}
 	p.done = done
 	p.next(sandboxes)
+	p.once.Do(func() { close(p.read) })
 }

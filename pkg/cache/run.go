@@ -100,7 +100,7 @@ func (c *Cache) next(now time.Time) (*flight, time.Duration) {
 			if e.failure.count == 0 && e.before(first) {
 				first = e
 			}
-			if -wait > longest {
+			if e.wanted() && -wait > longest {
 				starving, longest = e, -wait
 			}
 		}

@@ -63,6 +63,7 @@ type Directory struct {
 	known     map[string]*pod
 	keys      map[string]string      // of known pods by the UID that a CNI knows
 	sandboxes map[string]cni.Sandbox // by that UID
+	occupied  map[spot]string        // where those sandboxes are, be their pods known or not
 	index     index
 	parked    park.Lot[spot]
 }
@@ -89,12 +90,18 @@ func New(cfg Config) (*Directory, error) {
 func (d *Directory) Synced() <-chan struct{} { return d.synced }
 
 // SetSandboxes replaces what is known of the sandboxes of this node, by the pod UID that the CNI was given. The map must
-// not be changed afterwards. Sandboxes of pods that are not known to be on this node count for nothing.
+// not be changed afterwards. Sandboxes of pods that are not known to be on this node identify nobody, but where they
+// are no other pod is.
 func (d *Directory) SetSandboxes(sandboxes map[string]cni.Sandbox) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	old := d.sandboxes
-	d.sandboxes = sandboxes
+	old, before := d.sandboxes, d.occupied
+	d.sandboxes, d.occupied = sandboxes, occupied(sandboxes)
+	for s, uid := range before {
+		if d.occupied[s] != uid {
+			d.parked.Wake(s)
+		}
+	}
 	if (len(old) == 0) != (len(sandboxes) == 0) { // every pod's addresses come from elsewhere now
 		for key := range d.known {
 			d.queue.Add(key)

@@ -74,6 +74,22 @@ func (p *pod) spots() []spot {
 	return spots
 }
 
+// occupied returns where sandboxes are, and the UIDs of their pods as the CNI knows them; nobody's where several are.
+func occupied(sandboxes map[string]cni.Sandbox) map[spot]string {
+	occupied := make(map[spot]string)
+	for uid, s := range sandboxes {
+		p := pod{sandbox: &s, addresses: s.Addresses}
+		for _, at := range p.spots() {
+			if _, several := occupied[at]; several {
+				occupied[at] = ""
+			} else {
+				occupied[at] = uid
+			}
+		}
+	}
+	return occupied
+}
+
 // add returns the spots where something changed.
 func (x index) add(p *pod) []spot {
 	spots := p.spots()

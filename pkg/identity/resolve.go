@@ -129,14 +129,28 @@ func (d *Directory) resolve(source netip.Addr, place node.Place, located bool) (
 // errNotAttached says that an address, which only the API says is a pod's, is not one that is attached to this node.
 var errNotAttached = errors.New("it is not attached to this node")
 
+// errOccupied says that another pod's sandbox has the address or the interface too, or instead.
+var errOccupied = errors.New("another pod's sandbox is there")
+
 // judge says why p cannot be at place. Of a pod without CNI results it is not known how it is attached: then the address
-// decides, as long as it is an address behind one of the node's links.
+// decides, as long as it is an address behind one of the node's links, and nothing there is another sandbox's.
 func (d *Directory) judge(p *pod, source netip.Addr, place node.Place) error {
+	shared := d.shared(place.Interface)
 	if p.sandbox == nil {
-		if place.Interface == "" || place.Local || place.Gateway && !d.shared(place.Interface) {
+		switch {
+		case place.Interface == "" || place.Local || place.Gateway && !shared:
 			return errNotAttached
+		case d.isOther(p, spot{address: source}), d.isOther(p, spot{device: place.Interface}), d.isOther(p, spot{device: place.Port}):
+			return errOccupied
 		}
 		return nil
+	}
+	decides := spot{device: place.Interface}
+	if place.Bridge || shared {
+		decides = spot{address: source}
+	}
+	if d.isOther(p, decides) {
+		return errOccupied
 	}
 	s := node.Sandbox{HostInterface: p.sandbox.HostInterface, MAC: p.sandbox.MAC, Addresses: p.addresses}
 	for _, other := range p.sandbox.OtherInterfaces {
@@ -145,6 +159,13 @@ func (d *Directory) judge(p *pod, source netip.Addr, place node.Place) error {
 		}
 	}
 	return place.Judge(source, s, d.cfg.SharedInterfaces)
+}
+
+// isOther reports whether a sandbox that is not p's is somewhere, as of the last look at the CNI results: p itself may be
+// older, and the sandbox's pod not known yet.
+func (d *Directory) isOther(p *pod, at spot) bool {
+	uid, ok := d.occupied[at]
+	return ok && uid != p.cniUID
 }
 
 func (d *Directory) shared(device string) bool {
