@@ -121,6 +121,13 @@ func (a *agent) telemetry() (err error) {
 			}
 			return a.kube.pulse.Age()
 		},
+		CNIResults: func() map[string]int {
+			counts := make(map[string]int)
+			for verdict, n := range a.sandboxes.Counts() {
+				counts[string(verdict)] = n
+			}
+			return counts
+		},
 	})
 	return err
 }

@@ -19,6 +19,7 @@ type pins struct {
 
 	mu   sync.Mutex      // guards the following
 	done map[string]bool // sandboxes by ID that need nothing more
+	none bool            // it was said that there are no results
 	once sync.Once       // closes read
 }
 
@@ -45,6 +46,14 @@ func (p *pins) SetSandboxes(sandboxes map[string]cni.Sandbox) {
 		done[s.ID] = true
 	}
 	p.done = done
+	if none := len(sandboxes) == 0; none != p.none {
+		p.none = none
+		if none {
+			p.logger.Warn("no CNI results: pods are known only once the API names their address, and answered 503 until then")
+		} else {
+			p.logger.Info("there are CNI results now")
+		}
+	}
 	p.next(sandboxes)
 	p.once.Do(func() { close(p.read) })
 }

@@ -34,6 +34,7 @@ const (
 	PodsKept            = "podrole.pods.kept"
 	PodsBypassing       = "podrole.pods.bypassing"
 	WatchAge            = "podrole.watch.age"
+	CNIResults          = "podrole.cni.results"
 	RedirectRepairs     = "podrole.redirect.repairs"
 	RedirectIntact      = "podrole.redirect.intact"
 )
@@ -46,6 +47,7 @@ const (
 	KeyRegion         = "region"
 	KeyReason         = "reason"
 	KeyResult         = "result"
+	KeyVerdict        = "verdict"
 	KeyNamespace      = "namespace"
 	KeyServiceAccount = "service_account"
 )
@@ -64,6 +66,7 @@ type Config struct {
 	KeptPods   func() int                         // required: live pods whose role outlives an edit that cannot be read
 	Bypassing  func() int                         // required: live pods with a role whose SDKs are led elsewhere
 	WatchAge   func() time.Duration               // required: since the watch of pods was last heard of
+	CNIResults func() map[string]int              // required: files with results of CNI plugins, by what they are good for
 }
 
 // Metrics are the instruments. All methods are safe for concurrent use.
@@ -153,6 +156,11 @@ func gauges(meter metric.Meter, cfg Config) error {
 	if err != nil {
 		return fmt.Errorf("make watch age gauge: %w", err)
 	}
+	results, err := meter.Int64ObservableGauge(CNIResults,
+		metric.WithDescription("Files with results of CNI plugins on this node, by verdict: counted ones identify pods."))
+	if err != nil {
+		return fmt.Errorf("make CNI results gauge: %w", err)
+	}
 	observe := func(_ context.Context, o metric.Observer) error {
 		type account struct{ namespace, name string }
 		shortest := make(map[account]time.Duration)
@@ -172,9 +180,12 @@ func gauges(meter metric.Meter, cfg Config) error {
 		o.ObserveInt64(kept, int64(cfg.KeptPods()))
 		o.ObserveInt64(bypassing, int64(cfg.Bypassing()))
 		o.ObserveFloat64(age, cfg.WatchAge().Seconds())
+		for verdict, n := range cfg.CNIResults() {
+			o.ObserveInt64(results, int64(n), metric.WithAttributes(attribute.String(KeyVerdict, verdict)))
+		}
 		return nil
 	}
-	if _, err := meter.RegisterCallback(observe, expiry, denied, kept, bypassing, age); err != nil {
+	if _, err := meter.RegisterCallback(observe, expiry, denied, kept, bypassing, age, results); err != nil {
 		return fmt.Errorf("register gauges: %w", err)
 	}
 	return nil

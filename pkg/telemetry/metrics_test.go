@@ -26,6 +26,7 @@ func scrape(t *testing.T) string {
 		KeptPods:   func() int { return 1 },
 		Bypassing:  func() int { return 3 },
 		WatchAge:   func() time.Duration { return 4 * time.Second },
+		CNIResults: func() map[string]int { return map[string]int{"stale": 5} },
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -59,6 +60,7 @@ func TestSeries(t *testing.T) {
 		`podrole_pods_kept 1`,
 		`podrole_pods_bypassing 3`,
 		`podrole_watch_age_seconds 4`,
+		`podrole_cni_results{verdict="stale"} 5`,
 		`podrole_redirect_repairs_total 1`,
 		`podrole_redirect_intact 1`,
 	} {
@@ -82,7 +84,7 @@ func TestNamesFollowPrometheusConventions(t *testing.T) {
 func TestLabelsAreBounded(t *testing.T) {
 	allowed := []string{
 		telemetry.KeyRoute, telemetry.KeyCode, telemetry.KeyAction, telemetry.KeyRegion, telemetry.KeyReason,
-		telemetry.KeyResult, telemetry.KeyNamespace, telemetry.KeyServiceAccount, "le", "quantile", "version",
+		telemetry.KeyResult, telemetry.KeyVerdict, telemetry.KeyNamespace, telemetry.KeyServiceAccount, "le", "quantile", "version",
 		"service_name", "telemetry_sdk_language", "telemetry_sdk_name", "telemetry_sdk_version", // of target_info
 	}
 	for _, match := range regexp.MustCompile(`([a-z_]+)="`).FindAllStringSubmatch(scrape(t), -1) {
@@ -99,6 +101,7 @@ func BenchmarkServed(b *testing.B) {
 		KeptPods:   func() int { return 0 },
 		Bypassing:  func() int { return 0 },
 		WatchAge:   func() time.Duration { return 0 },
+		CNIResults: func() map[string]int { return nil },
 	})
 	if err != nil {
 		b.Fatal(err)
