@@ -288,7 +288,7 @@ func (a *agent) run(ctx context.Context) error {
 	workers.Go(func() error { return a.directory.Run(work) })
 	workers.Go(func() error { return a.sandboxes.Run(work) })
 	workers.Go(func() error { return a.cache.Run(work) })
-	workers.Go(func() error { a.expire(work); return nil })
+	workers.Go(func() error { repeat(work, time.Minute, a.assignments.expire); return nil })
 	if a.kube.run != nil {
 		workers.Go(func() error { return a.kube.run(work) })
 	}
@@ -325,20 +325,6 @@ func (a *agent) await(workers *errgroup.Group) error {
 	case <-time.After(endWithin):
 		a.logger.Warn("not waiting any longer for the watches of the API server to end")
 		return nil
-	}
-}
-
-// expire looks, every minute, for Grants that were kept for long enough.
-func (a *agent) expire(ctx context.Context) {
-	ticker := time.NewTicker(time.Minute)
-	defer ticker.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-ticker.C:
-			a.assignments.expire()
-		}
 	}
 }
 
