@@ -103,8 +103,7 @@ func (x index) add(p *pod) []spot {
 func (x index) remove(p *pod) []spot {
 	spots := p.spots()
 	for _, s := range spots {
-		// A new slice: the old one may be in a reader's hands.
-		left := slices.DeleteFunc(slices.Clone(x[s]), func(q *pod) bool { return q == p })
+		left := slices.DeleteFunc(x[s], func(q *pod) bool { return q == p })
 		if len(left) == 0 {
 			delete(x, s)
 		} else {

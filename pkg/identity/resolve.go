@@ -47,7 +47,7 @@ func (d *Directory) Lookup(source netip.Addr) (role.Workload, bool) {
 }
 
 // Await returns the Workload that a connection from source is of, and waits for an event that makes it known if none is.
-// When ctx ends first the error is an *UnknownError.
+// The error is an *UnknownError: when ctx ends first, or at once when the kernel cannot be asked.
 func (d *Directory) Await(ctx context.Context, source netip.Addr) (role.Workload, error) {
 	for {
 		place, located, err := d.locate(ctx, source)
@@ -110,7 +110,7 @@ func (d *Directory) resolve(source netip.Addr, place node.Place, located bool) (
 	if located && !place.Bridge {
 		if owner, owners := d.index.behind(place.Interface); owners > 0 {
 			if p != nil && p.sandbox != nil && p != owner {
-				owners = 2 // the address is another's
+				return role.Workload{}, &UnknownError{Source: source, Claimants: claimants, Err: errOccupied}
 			}
 			p, claimants = owner, owners
 		}
