@@ -39,9 +39,9 @@ func newClusterStage(t *testing.T, cfg testbed.ClusterConfig) *clusterStage {
 }
 
 // start starts an agent that says all it has to say, and holds it at the end to what is true of every run.
-func (s *clusterStage) start(t *testing.T) *testbed.Agent {
+func (s *clusterStage) start(t *testing.T, flags ...string) *testbed.Agent {
 	t.Helper()
-	agent := startAgent(t, s.bed, "--log-level=debug")
+	agent := startAgent(t, s.bed, append(flags, "--log-level=debug")...)
 	t.Cleanup(func() {
 		if err := agent.Stop(); err != nil {
 			t.Error(err)

@@ -68,7 +68,7 @@ func TestAgentsInformers(t *testing.T) {
 			elsewhere := account("elsewhere", nil)
 			elsewhere.Namespace = "other"
 			f.put(t, elsewhere)
-			sources := identity.ClusterSources(f.client, f.objects, "box", identity.Quiet{}, nil)
+			sources := identity.Cluster{Client: f.client, Objects: f.objects, Node: "box"}.Sources()
 			pods := follow(t, sources.Pods, &corev1.Pod{})
 			accounts := follow(t, sources.ServiceAccounts("shop"), &metav1.PartialObjectMetadata{})
 			namespaces := follow(t, sources.Namespaces("shop"), &metav1.PartialObjectMetadata{})
@@ -104,7 +104,7 @@ func TestAgentsInformers(t *testing.T) {
 func TestInformersComeBack(t *testing.T) {
 	f := newFixture(t, nil)
 	f.put(t, pod("a", "box"))
-	pods := follow(t, identity.ClusterSources(f.client, f.objects, "box", identity.Quiet{}, nil).Pods, &corev1.Pod{})
+	pods := follow(t, identity.Cluster{Client: f.client, Objects: f.objects, Node: "box"}.Sources().Pods, &corev1.Pod{})
 	hear(t, pods, "add a")
 	f.SetUnavailable(true)
 	f.put(t, pod("b", "box"))

@@ -26,6 +26,8 @@ import (
 const (
 	// warmUp is how much longer than the rate of calls takes pods are kept from an agent that lacks sessions for them.
 	warmUp = 10 * time.Second
+	// patience is how long the API server may take to answer before pods are served by what was decided of them before.
+	patience = 2 * time.Second
 	// endWithin is how long the end waits for workers, once all requests are answered.
 	endWithin = 3 * time.Second
 )
@@ -92,8 +94,9 @@ type agent struct {
 	sandboxes   *cni.Watcher
 	pins        *pins
 	proxy       *proxy.Server
-	state       *state.Dir      // nil without --state-dir
-	known       metadata.Static // of the node, without asking its metadata service
+	state       *state.Dir       // nil without --state-dir
+	decisions   *state.Decisions // nil without --state-dir
+	known       metadata.Static  // of the node, without asking its metadata service
 	health      *health
 }
 
@@ -114,6 +117,7 @@ func (a *agent) telemetry() (err error) {
 		},
 		DeniedPods: func() map[string]int { return a.assignments.deniedPods() },
 		KeptPods:   func() int { return a.assignments.keptPods() },
+		Adopted:    func() int { return a.assignments.adopted() },
 		Bypassing:  func() int { return a.assignments.bypassing() },
 		WatchAge: func() time.Duration {
 			if a.kube.pulse == nil { // there is no API server to watch
@@ -163,6 +167,7 @@ func (a *agent) assemble(ctx context.Context) error {
 		Store:  kept.sessions,
 		Render: proxy.RenderCredentials,
 		Rate:   a.cfg.STS.Rate,
+		Linger: a.cfg.STS.Linger,
 		Logger: a.logger,
 		Observe: func(o cache.Outcome) {
 			if o.Err == nil {
@@ -179,14 +184,20 @@ func (a *agent) assemble(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	a.assignments = newAssignments(assignmentsConfig{
-		policy:   policyOf(a.cfg),
-		sessions: a.cache,
-		keep:     a.cfg.Roles.LastValidGrant,
-		denied:   a.metrics.Denied,
-		warn:     a.events.Warn,
-		logger:   a.logger,
-	})
+	decided := assignmentsConfig{
+		policy:    policyOf(a.cfg),
+		sessions:  a.cache,
+		decisions: forgetful{},
+		earlier:   kept.earlier,
+		keep:      a.cfg.Roles.LastValidGrant,
+		denied:    a.metrics.Denied,
+		warn:      a.events.Warn,
+		logger:    a.logger,
+	}
+	if a.decisions != nil {
+		decided.decisions = a.decisions
+	}
+	a.assignments = newAssignments(decided)
 	a.directory, err = identity.New(identity.Config{
 		Sources:          a.kube.sources,
 		Follower:         a.assignments,
@@ -289,6 +300,10 @@ func (a *agent) run(ctx context.Context) error {
 	workers.Go(func() error { return a.sandboxes.Run(work) })
 	workers.Go(func() error { return a.cache.Run(work) })
 	workers.Go(func() error { repeat(work, time.Minute, a.assignments.expire); return nil })
+	workers.Go(func() error { a.settle(work); return nil })
+	if a.decisions != nil {
+		workers.Go(func() error { return a.decisions.Run(work) })
+	}
 	if a.kube.run != nil {
 		workers.Go(func() error { return a.kube.run(work) })
 	}
@@ -362,18 +377,8 @@ func (a *agent) warm(ctx context.Context) {
 	case <-ctx.Done():
 		return
 	}
-	const remind = 10 * time.Second
-	reminder := time.NewTicker(remind)
-	defer reminder.Stop()
-	for synced := false; !synced; {
-		select {
-		case <-a.directory.Synced():
-			synced = true
-		case <-reminder.C:
-			a.logger.Warn("still waiting for the API server to name the pods of this node; pods are refused meanwhile")
-		case <-ctx.Done():
-			return
-		}
+	if !a.decided(ctx) {
+		return
 	}
 	grants := a.assignments.grants()
 	atRate := time.Duration(float64(len(grants)) / a.cfg.STS.Rate * float64(time.Second))
@@ -386,4 +391,64 @@ func (a *agent) warm(ctx context.Context) {
 		}
 	}
 	a.logger.Info("pods of this node are decided on", "grants", len(grants), "without_session", cold)
+}
+
+// decided waits until the pods of this node are decided on: anew, or, while the API server cannot be asked, as the agent
+// before did. It returns false if ctx ends first.
+func (a *agent) decided(ctx context.Context) bool {
+	const remind = 10 * time.Second
+	reminder := time.NewTicker(remind)
+	defer reminder.Stop()
+	look := time.NewTicker(patience)
+	defer look.Stop()
+	for {
+		select {
+		case <-a.directory.Synced():
+			return true
+		case <-look.C:
+			if a.kube.reach != nil && !a.kube.reach.Answered() && a.adopt() {
+				return true
+			}
+		case <-reminder.C:
+			a.logger.Warn("still waiting for the API server to name the pods of this node; pods are refused meanwhile")
+		case <-ctx.Done():
+			return false
+		}
+	}
+}
+
+// adopt goes by what the agent before decided of the pods whose sandboxes are still there, and reports whether that is
+// any.
+func (a *agent) adopt() bool {
+	bound := a.cfg.State.MaxAge
+	pods := a.directory.Assume(a.assignments.recent(bound))
+	if len(pods) == 0 {
+		return false
+	}
+	a.assignments.adopt(pods, bound)
+	a.logger.Warn("the API server cannot be reached: pods are served by what was decided of them before",
+		"pods", len(pods), "at_most", bound)
+	return true
+}
+
+// settle waits until all pods of this node have been decided on, and from then on keeps note of it for the agent after
+// this one.
+func (a *agent) settle(ctx context.Context) {
+	select {
+	case <-a.directory.Synced():
+	case <-ctx.Done():
+		return
+	}
+	granted := a.assignments.settle()
+	if a.decisions == nil {
+		return
+	}
+	a.decisions.Retain(granted)
+	repeat(ctx, time.Minute, func() {
+		if a.kube.pulse == nil {
+			a.decisions.Confirm(time.Now()) // objects come from a folder, which is always there
+		} else if a.kube.reach.Answered() {
+			a.decisions.Confirm(time.Now().Add(-a.kube.pulse.Age()))
+		}
+	})
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/podrole/podrole/internal/park"
 	"github.com/podrole/podrole/pkg/role"
+	"github.com/podrole/podrole/pkg/state"
 	"github.com/podrole/podrole/pkg/telemetry"
 )
 
@@ -20,6 +21,12 @@ type sessions interface {
 	Revoke(g role.Grant, uid string)  // the pod may no longer have it
 }
 
+// decisions is where the Grants of pods outlive the agent.
+type decisions interface {
+	Put(state.Decision)
+	Delete(uid string)
+}
+
 // assignments holds the decision in force for each pod of this node, recomputed on events and never per request, and
 // has the sessions of the granted ones kept warm. It is the Follower of identity and the Decider of the proxy.
 //
@@ -28,19 +35,22 @@ type sessions interface {
 type assignments struct {
 	cfg assignmentsConfig
 
-	mu     sync.Mutex // guards the following
-	byUID  map[string]decision
-	parked park.Lot[string] // by pod UID
+	mu      sync.Mutex // guards the following
+	byUID   map[string]decision
+	earlier map[string]state.Decision // of the agent before, by pod UID, until all pods have been decided on anew
+	parked  park.Lot[string]          // by pod UID
 }
 
 // assignmentsConfig is what assignments are made of. All fields are required.
 type assignmentsConfig struct {
-	policy   *role.Policy
-	sessions sessions
-	keep     time.Duration                                   // how long a Grant outlives an edit that cannot be read
-	denied   func(reason string)                             // counts new denials
-	warn     func(pod role.Workload, reason, message string) // tells the pod's owner
-	logger   *slog.Logger
+	policy    *role.Policy
+	sessions  sessions
+	decisions decisions
+	earlier   []state.Decision                                // of the agent before
+	keep      time.Duration                                   // how long a Grant outlives an edit that cannot be read
+	denied    func(reason string)                             // counts new denials
+	warn      func(pod role.Workload, reason, message string) // tells the pod's owner
+	logger    *slog.Logger
 }
 
 // decision is a Grant, or the Denial that says why there is none.
@@ -52,10 +62,16 @@ type decision struct {
 	// unreadable is the Denial in spite of which the Grant is kept, until the time given; else nil.
 	unreadable error
 	until      time.Time
+	// adoptedUntil is how long a decision of the agent before counts that was not made anew; zero: this agent made it.
+	adoptedUntil time.Time
 }
 
 func newAssignments(cfg assignmentsConfig) *assignments {
-	return &assignments{cfg: cfg, byUID: make(map[string]decision)}
+	a := &assignments{cfg: cfg, byUID: make(map[string]decision), earlier: make(map[string]state.Decision)}
+	for _, e := range cfg.earlier {
+		a.earlier[e.Workload.UID] = e
+	}
+	return a
 }
 
 // errUndecided says that ServiceAccount or Namespace of a pod have not been read yet.
@@ -66,25 +82,35 @@ func (a *assignments) Known(f role.Facts) {
 	grant, denial := a.cfg.policy.Decide(f)
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	old, had := a.byUID[f.Workload.UID]
 	next := decision{pod: f.Workload, bypass: f.Bypass, grant: grant, denial: denial}
-	if had && old.denial == nil && reasonOf(denial) == role.Malformed {
+	if old, readable, had := a.last(f.Workload.UID); had && old.denial == nil && reasonOf(denial) == role.Malformed {
 		if forbidden := a.cfg.policy.Forbids(f, old.grant); forbidden != nil {
 			next.denial = forbidden
 		} else {
-			next = keep(old, denial, time.Now(), a.cfg.keep)
+			next = keep(old, denial, readable.Add(a.cfg.keep))
 		}
 	}
 	a.put(next)
 }
 
-// keep returns old, kept in spite of denial until bound after the first edit that could not be read.
-func keep(old decision, denial error, now time.Time, bound time.Duration) decision {
-	if old.unreadable == nil {
-		old.until = now.Add(bound)
+// last returns what was last decided of a pod, be it by the agent before, and until when its annotations could be read as
+// far as is known. The caller holds mu.
+func (a *assignments) last(uid string) (d decision, readable time.Time, ok bool) {
+	if d, ok := a.byUID[uid]; ok {
+		return d, time.Now(), true
 	}
-	old.unreadable = denial
-	if !now.Before(old.until) {
+	e, ok := a.earlier[uid]
+	return decisionOf(e), e.Decided, ok
+}
+
+// keep returns old, kept in spite of denial: until the bound that the first edit that could not be read has set, which is
+// now this one if there was none before.
+func keep(old decision, denial error, until time.Time) decision {
+	if old.unreadable == nil {
+		old.until = until
+	}
+	old.unreadable, old.adoptedUntil = denial, time.Time{}
+	if !time.Now().Before(old.until) {
 		return decision{pod: old.pod, denial: denial}
 	}
 	return old
@@ -105,10 +131,12 @@ func (a *assignments) put(next decision) {
 	if wasGranted && !same {
 		a.cfg.sessions.Revoke(old.grant, w.UID)
 	}
+	a.outlive(old, next, had)
 	a.report(old, next, had)
 }
 
-// expire ends what was kept for long enough in spite of an edit that cannot be read.
+// expire ends what has counted for long enough: what was kept in spite of an edit that cannot be read, and what was
+// adopted.
 func (a *assignments) expire() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -116,6 +144,9 @@ func (a *assignments) expire() {
 	for _, d := range a.byUID {
 		if d.unreadable != nil && !now.Before(d.until) {
 			a.put(decision{pod: d.pod, denial: d.unreadable})
+		}
+		if !d.adoptedUntil.IsZero() && !now.Before(d.adoptedUntil) {
+			a.abandon(d)
 		}
 	}
 }
@@ -160,9 +191,11 @@ func (a *assignments) Gone(w role.Workload) {
 	defer a.mu.Unlock()
 	old, had := a.byUID[w.UID]
 	delete(a.byUID, w.UID)
+	delete(a.earlier, w.UID)
 	a.parked.Wake(w.UID)
 	if had && old.denial == nil {
 		a.cfg.sessions.Release(old.grant, w.UID)
+		a.cfg.decisions.Delete(w.UID)
 	}
 }
 

@@ -33,7 +33,7 @@ func newTestAssignments(denied func(string)) (*assignments, *ledger) {
 		Duration: time.Hour, Audiences: []string{"sts.amazonaws.com"},
 	}
 	return newAssignments(assignmentsConfig{
-		policy: policy, sessions: l, keep: 24 * time.Hour, denied: denied,
+		policy: policy, sessions: l, decisions: forgetful{}, keep: 24 * time.Hour, denied: denied,
 		warn:   func(pod role.Workload, reason, _ string) { l.events = append(l.events, reason+" for "+pod.UID) },
 		logger: slog.New(slog.DiscardHandler),
 	}), l

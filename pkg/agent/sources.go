@@ -21,6 +21,7 @@ type kube struct {
 	sources identity.Sources
 	client  kubernetes.Interface            // nil where there is no API server
 	pulse   *identity.Pulse                 // of the watch of pods; nil where there is no API server
+	reach   *identity.Reach                 // nil where there is no API server
 	run     func(ctx context.Context) error // follows the source itself; nil where informers do all
 }
 
@@ -61,9 +62,11 @@ func openKube(cfg config.Config, logger *slog.Logger) (kube, error) {
 	if err != nil {
 		return kube{}, fmt.Errorf("make Kubernetes metadata client: %w", err)
 	}
-	pulse := new(identity.Pulse)
-	sources := identity.ClusterSources(client, objects, cfg.Cluster.NodeName, quiet(), pulse)
-	return kube{sources: sources, client: client, pulse: pulse}, nil
+	k := kube{client: client, pulse: new(identity.Pulse), reach: new(identity.Reach)}
+	k.sources = identity.Cluster{
+		Client: client, Objects: objects, Node: cfg.Cluster.NodeName, Quiet: quiet(), Pulse: k.pulse, Reach: k.reach,
+	}.Sources()
+	return k, nil
 }
 
 func restConfig(kubeconfig string) (*rest.Config, error) {

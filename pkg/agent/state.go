@@ -15,6 +15,7 @@ type kept struct {
 	sessions cache.Store
 	tokens   sts.TokenStore
 	keys     [][]byte // of IMDSv2 tokens
+	earlier  []state.Decision
 }
 
 // openState opens the state folder and takes it over: an agent that had it open writes no more. It comes late in the
@@ -37,5 +38,7 @@ func (a *agent) openState() (kept, error) {
 	if err != nil {
 		a.logger.Error("keys of IMDSv2 tokens cannot be kept; SDKs fetch new tokens after a restart", "error", err)
 	}
-	return kept{sessions: dir.Sessions(), tokens: dir.Tokens(), keys: keys}, nil
+	a.decisions = dir.Decisions()
+	earlier := a.decisions.Recent(max(cfg.MaxAge, a.cfg.Roles.LastValidGrant))
+	return kept{sessions: dir.Sessions(), tokens: dir.Tokens(), keys: keys, earlier: earlier}, nil
 }

@@ -66,6 +66,7 @@ type STS struct {
 	TokenLifetime    time.Duration // of ServiceAccount tokens; whole seconds
 	Rate             float64       // calls per second of this node, greater than zero
 	Timeout          time.Duration // of one attempt
+	Linger           time.Duration // how long a session is refreshed after its last pod is gone; zero: one life of it; negative: not at all
 }
 
 // Metadata says what the metadata service answers, and on behalf of which address.
@@ -128,8 +129,9 @@ const (
 
 // State says what outlives the agent.
 type State struct {
-	Dir    string // for sessions, tokens and keys; empty: none, every start is cold
-	OnDisk bool   // whether Dir may be on a file system that is not memory
+	Dir    string        // for sessions, tokens, keys and decisions; empty: none, every start is cold
+	OnDisk bool          // whether Dir may be on a file system that is not memory
+	MaxAge time.Duration // of decisions that count while the API server cannot be asked
 }
 
 // Shutdown says how the agent stops.

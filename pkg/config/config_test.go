@@ -63,6 +63,7 @@ func TestDefaults(t *testing.T) {
 			Sweep:            2 * time.Second,
 		},
 		Observability: Observability{MetricsAddress: ":9716", LogLevel: slog.LevelInfo, LogFormat: LogJSON},
+		State:         State{MaxAge: 6 * time.Hour},
 		Shutdown:      Shutdown{Drain: 2 * time.Second},
 	}
 	if diff := cmp.Diff(want, got, compareAddresses()); diff != "" {
@@ -108,6 +109,8 @@ func samples() map[string]struct {
 		"sts-dual-stack":        {"true", func(c *Config) { c.STS.DualStack = true }},
 		"state-dir":             {"/run/podrole", func(c *Config) { c.State.Dir = "/run/podrole" }},
 		"state-dir-on-disk":     {"true", func(c *Config) { c.State.OnDisk = true }},
+		"state-max-age":         {"0", func(c *Config) { c.State.MaxAge = 0 }},
+		"linger":                {"0", func(c *Config) { c.STS.Linger = -1 }},
 		"token-lifetime":        {"10m", func(c *Config) { c.STS.TokenLifetime = 10 * time.Minute }},
 		"sts-rate":              {"0.5", func(c *Config) { c.STS.Rate = 0.5 }},
 		"sts-timeout":           {"3s", func(c *Config) { c.STS.Timeout = 3 * time.Second }},
@@ -274,6 +277,15 @@ func bad() map[string][]struct{ args, line string } {
 		"sts-dual-stack":    {{"--sts-dual-stack=on", `--sts-dual-stack "on": not a boolean`}},
 		"state-dir":         {{"--state-dir=run", `--state-dir "run": not an absolute path`}},
 		"state-dir-on-disk": {{"--state-dir-on-disk=on", `--state-dir-on-disk "on": not a boolean`}},
+		"state-max-age": {
+			{"--state-max-age=25h", `--state-max-age "25h": too long`},
+			{"--state-max-age=-1s", `--state-max-age "-1s": too short`},
+			{"--state-max-age=", `--state-max-age "": not a duration`},
+		},
+		"linger": {
+			{"--linger=25h", `--linger "25h": too long`},
+			{"--linger=always", `--linger "always": not a duration`},
+		},
 		"assume-role-arn": {
 			{"--assume-role-arn=kiam", `--assume-role-arn "kiam": not`},
 			{"--assume-role-arn=arn:aws:iam::111122223333:role/kiam", `--assume-role-arn "arn:aws:iam::111122223333:role/kiam": web-identity assumes`},

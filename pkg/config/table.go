@@ -223,6 +223,12 @@ func table(c *Config) []setting {
 			help:  "How long one call to STS may take, 100ms to 1m.",
 			want:  "100ms to 1m, for example 10s",
 			parse: into(&c.STS.Timeout, duration(100*time.Millisecond, time.Minute)),
+		}, {
+			topic: topicSTS, name: "linger", value: "DURATION", unset: "one life of the session",
+			help: "How long a session is refreshed after its last pod on this node is gone, so that the pod of an hourly CronJob finds " +
+				"it warm, 0 to 24h.",
+			want:  "0s to 24h, for example 1h",
+			parse: into(&c.STS.Linger, optional(linger)),
 		},
 
 		{
@@ -322,6 +328,12 @@ func table(c *Config) []setting {
 			help:  "Whether --state-dir may be on a disk. Credentials are then written to it.",
 			want:  "true or false",
 			parse: into(&c.State.OnDisk, boolean),
+		}, {
+			topic: topicState, name: "state-max-age", value: "DURATION", preset: "6h",
+			help: "How old a decision in --state-dir may be by which an agent serves a running pod that starts while the API server " +
+				"cannot be reached, 0 to 24h; 0 is never.",
+			want:  "0s to 24h, for example 6h",
+			parse: into(&c.State.MaxAge, duration(0, 24*time.Hour)),
 		},
 
 		{

@@ -81,6 +81,15 @@ func duration(shortest, longest time.Duration) func(string) (time.Duration, erro
 	}
 }
 
+// linger is a duration of which nothing is said by 0, as Config.STS.Linger has it.
+func linger(s string) (time.Duration, error) {
+	d, err := duration(0, 24*time.Hour)(s)
+	if err == nil && d == 0 {
+		return -1, nil
+	}
+	return d, err
+}
+
 // seconds is a duration that an API takes as a whole number of seconds.
 func seconds(shortest, longest time.Duration) func(string) (time.Duration, error) {
 	read := duration(shortest, longest)

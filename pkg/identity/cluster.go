@@ -14,41 +14,44 @@ import (
 	"k8s.io/client-go/tools/cache"
 )
 
-// ClusterSources reads from an API server: the pods of node, and the metadata of Namespaces and ServiceAccounts. pulse is
-// that of the watch of pods.
-func ClusterSources(
-	client kubernetes.Interface, objects metadata.Interface, node string, quiet Quiet, pulse *Pulse,
-) Sources {
+// Cluster is how an API server is read.
+type Cluster struct {
+	Client  kubernetes.Interface // required
+	Objects metadata.Interface   // required
+	Node    string               // whose pods; required
+	Quiet   Quiet
+	Pulse   *Pulse // of the watch of pods; may be nil
+	Reach   *Reach // told of every request; may be nil
+}
+
+// Sources reads the pods of the node, and the metadata of Namespaces and ServiceAccounts.
+func (c Cluster) Sources() Sources {
+	pods := c.Client.CoreV1().Pods(metav1.NamespaceAll)
 	return Sources{
-		Pods: listerWatcher(client,
-			fields.OneTermEqualSelector("spec.nodeName", node),
-			func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
-				return client.CoreV1().Pods(metav1.NamespaceAll).List(ctx, o)
-			},
-			client.CoreV1().Pods(metav1.NamespaceAll).Watch,
-			quiet.Pods, pulse),
+		Pods: c.listerWatcher(c.Client,
+			fields.OneTermEqualSelector("spec.nodeName", c.Node),
+			func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) { return pods.List(ctx, o) },
+			pods.Watch,
+			c.Quiet.Pods, c.Pulse),
 		ServiceAccounts: func(namespace string) cache.ListerWatcher {
-			return metadataOf(objects, "serviceaccounts", namespace, fields.Everything(), quiet.Namespaces)
+			return c.metadataOf("serviceaccounts", namespace, fields.Everything())
 		},
 		Namespaces: func(name string) cache.ListerWatcher {
-			one := fields.OneTermEqualSelector("metadata.name", name)
-			return metadataOf(objects, "namespaces", metav1.NamespaceAll, one, quiet.Namespaces)
+			return c.metadataOf("namespaces", metav1.NamespaceAll, fields.OneTermEqualSelector("metadata.name", name))
 		},
 	}
 }
 
-func metadataOf(
-	objects metadata.Interface, resource, namespace string, selector fields.Selector, quiet time.Duration,
-) cache.ListerWatcher {
-	client := objects.Resource(schema.GroupVersionResource{Version: "v1", Resource: resource}).Namespace(namespace)
-	return listerWatcher(objects, selector,
+func (c Cluster) metadataOf(resource, namespace string, selector fields.Selector) cache.ListerWatcher {
+	client := c.Objects.Resource(schema.GroupVersionResource{Version: "v1", Resource: resource}).Namespace(namespace)
+	return c.listerWatcher(c.Objects, selector,
 		func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) { return client.List(ctx, o) },
 		client.Watch,
-		quiet, nil)
+		c.Quiet.Namespaces, nil)
 }
 
 // listerWatcher narrows list and watch to selector, and has silent watches end. client tells whether streaming lists are understood.
-func listerWatcher(
+func (c Cluster) listerWatcher(
 	client any,
 	selector fields.Selector,
 	list func(context.Context, metav1.ListOptions) (runtime.Object, error),
@@ -59,11 +62,14 @@ func listerWatcher(
 	return cache.ToListWatcherWithWatchListSemantics(&cache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
 			o.FieldSelector = selector.String()
-			return list(ctx, o)
+			object, err := list(ctx, o)
+			c.Reach.note(ctx, err)
+			return object, err
 		},
 		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
 			o.FieldSelector = selector.String()
 			w, err := follow(ctx, o)
+			c.Reach.note(ctx, err)
 			if err != nil {
 				return nil, err
 			}

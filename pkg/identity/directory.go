@@ -89,6 +89,24 @@ func New(cfg Config) (*Directory, error) {
 // Synced is closed once every pod that was on the node at the start has been read and, where it can be, decided on.
 func (d *Directory) Synced() <-chan struct{} { return d.synced }
 
+// Assume has pods be known that were on this node not long ago, for an agent that starts while the API server cannot be
+// asked, and returns those of them that it takes: a pod is assumed only while it has a sandbox, and until the API server
+// has named the pods of this node. Of an assumed pod the Follower is told when it is Gone, and nothing before.
+func (d *Directory) Assume(pods []role.Workload) (taken []role.Workload) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, w := range pods {
+		_, known := d.known[w.String()]
+		_, alive := d.sandboxes[w.UID]
+		if known || !alive || d.listed.Load() {
+			continue
+		}
+		d.put(w.String(), &pod{workload: w, cniUID: w.UID, assumed: true}, nil)
+		taken = append(taken, w)
+	}
+	return taken
+}
+
 // SetSandboxes replaces what is known of the sandboxes of this node, by the pod UID that the CNI was given. The map must
 // not be changed afterwards. Sandboxes of pods that are not known to be on this node identify nobody, but where they
 // are no other pod is.
@@ -143,6 +161,7 @@ func (d *Directory) Run(ctx context.Context) error {
 		select {
 		case <-registration.HasSyncedChecker().Done():
 			d.listed.Store(true)
+			d.touchAssumed()
 			d.queue.Add("")
 		case <-ctx.Done():
 		}
@@ -182,6 +201,9 @@ func (d *Directory) reconcile(ctx context.Context, running *sync.WaitGroup, key 
 	d.mu.RLock()
 	old := d.known[key]
 	d.mu.RUnlock()
+	if !exists && d.assumes(key, old) {
+		return
+	}
 	if old != nil && (!live || old.workload != workloadOf(p)) {
 		d.forget(key, old)
 	}
@@ -211,13 +233,42 @@ func (d *Directory) reconcile(ctx context.Context, running *sync.WaitGroup, key 
 func (d *Directory) adopt(key string, object *corev1.Pod, w role.Workload) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	p := &pod{workload: w, cniUID: cniUIDOf(object)}
+	d.put(key, &pod{workload: w, cniUID: cniUIDOf(object), hostNetwork: object.Spec.HostNetwork}, addressesOf(object))
+}
+
+// assumes reports whether the pod at key goes on being assumed, and if so, brings the index in line with its sandbox.
+func (d *Directory) assumes(key string, old *pod) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if old == nil || !old.assumed || d.listed.Load() {
+		return false
+	}
+	if _, alive := d.sandboxes[old.cniUID]; !alive {
+		return false
+	}
+	d.put(key, &pod{workload: old.workload, cniUID: old.cniUID, assumed: true}, nil)
+	return true
+}
+
+// touchAssumed has the pods that are assumed looked at again.
+func (d *Directory) touchAssumed() {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	for key, p := range d.known {
+		if p.assumed {
+			d.queue.Add(key)
+		}
+	}
+}
+
+// put makes p, of which the API names the addresses, the pod at key. The caller holds mu.
+func (d *Directory) put(key string, p *pod, status []netip.Addr) {
 	old := d.known[key]
-	if s, ok := d.sandboxes[p.cniUID]; ok && !object.Spec.HostNetwork {
+	if s, ok := d.sandboxes[p.cniUID]; ok && !p.hostNetwork {
 		p.sandbox = &s
 	}
 	p.hadSandbox = p.sandbox != nil || old != nil && old.hadSandbox
-	p.addresses = p.claims(addressesOf(object), len(d.sandboxes) > 0)
+	p.addresses = p.claims(status, len(d.sandboxes) > 0)
 	if old != nil {
 		if old.same(p) {
 			return

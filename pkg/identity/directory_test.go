@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"slices"
 	"sync"
@@ -14,7 +15,9 @@ import (
 	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/tools/cache"
 	cachetest "k8s.io/client-go/tools/cache/testing"
 
@@ -425,5 +428,77 @@ func BenchmarkLookup(b *testing.B) {
 		if _, ok := d.Lookup(source); !ok {
 			b.Fatal("lost the pod")
 		}
+	}
+}
+
+// TestAssume: a pod that was here not long ago is known while the API server is silent and its sandbox is there. Then the
+// API server has the word.
+func TestAssume(t *testing.T) {
+	before := func(name, uid string) role.Workload {
+		return role.Workload{Namespace: "shop", Name: name, UID: uid, ServiceAccount: "app"}
+	}
+	stays, goes, ends, replaced := before("stays", "1"), before("goes", "2"), before("ends", "3"), before("replaced", "4")
+	goes.Namespace = "bank"     // of which nothing is heard any more
+	late := before("late", "5") // without a sandbox
+	all := []role.Workload{stays, goes, ends, replaced, late}
+	sandboxes := map[string]cni.Sandbox{
+		"1": sandbox("1", "10.0.0.1"), "2": sandbox("2", "10.0.0.2"), "3": sandbox("3", "10.0.0.3"), "4": sandbox("4", "10.0.0.4"),
+	}
+	bubble(t, func(t *testing.T) {
+		list := make(chan struct{})
+		c := start(t, func(cfg *identity.Config) {
+			if source, ok := cfg.Sources.Pods.(*cachetest.FakeControllerSource); ok {
+				cfg.Sources.Pods = withheld(source, list)
+			}
+		})
+		expectGone := func(want ...string) {
+			t.Helper()
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			slices.Sort(c.gone)
+			if diff := cmp.Diff(want, c.gone); diff != "" {
+				t.Errorf("gone (-want +got):\n%s", diff)
+			}
+		}
+		c.directory.SetSandboxes(sandboxes)
+		if diff := cmp.Diff(all[:4], c.directory.Assume(all)); diff != "" {
+			t.Errorf("taken (-want +got):\n%s", diff)
+		}
+		c.expect(t, map[string]string{"10.0.0.1": "1", "10.0.0.2": "2", "10.0.0.3": "3", "10.0.0.4": "4"})
+		if _, told := c.known("1"); told {
+			t.Error("something is told of a pod that was not read")
+		}
+
+		changed := maps.Clone(sandboxes)
+		changed["1"] = sandbox("1", "10.0.0.9") // made anew
+		delete(changed, "3")
+		c.directory.SetSandboxes(changed)
+		c.expect(t, map[string]string{"10.0.0.9": "1", "10.0.0.1": "", "10.0.0.3": ""})
+		expectGone("3")
+
+		c.accounts["shop"].Add(metadata("shop", "app", nil))
+		c.namespaces["shop"].Add(metadata("", "shop", nil))
+		c.pods.Add(newPod("shop", "stays", "1"))
+		c.pods.Add(newPod("shop", "replaced", "6"))
+		close(list)
+		c.expect(t, map[string]string{"10.0.0.9": "1", "10.0.0.2": "", "10.0.0.4": ""})
+		expectGone("2", "3", "4")
+		if _, told := c.known("1"); !told {
+			t.Error("nothing is told of the pod that is there")
+		}
+		if taken := c.directory.Assume([]role.Workload{goes}); taken != nil {
+			t.Errorf("took %v after the list", taken)
+		}
+	})
+}
+
+// withheld lists nothing until a channel is closed.
+func withheld(source *cachetest.FakeControllerSource, until chan struct{}) cache.ListerWatcher {
+	return &cache.ListWatch{
+		ListWithContextFunc: func(_ context.Context, o metav1.ListOptions) (runtime.Object, error) {
+			<-until
+			return source.List(o)
+		},
+		WatchFuncWithContext: func(_ context.Context, o metav1.ListOptions) (watch.Interface, error) { return source.Watch(o) },
 	}
 }

@@ -32,6 +32,7 @@ const (
 	Denials             = "podrole.denials"
 	PodsDenied          = "podrole.pods.denied"
 	PodsKept            = "podrole.pods.kept"
+	PodsAdopted         = "podrole.pods.adopted"
 	PodsBypassing       = "podrole.pods.bypassing"
 	WatchAge            = "podrole.watch.age"
 	CNIResults          = "podrole.cni.results"
@@ -64,6 +65,7 @@ type Config struct {
 	Sessions   func(yield func(SessionLife) bool) // required
 	DeniedPods func() map[string]int              // required: live pods without a role, by reason
 	KeptPods   func() int                         // required: live pods whose role outlives an edit that cannot be read
+	Adopted    func() int                         // required: live pods served by what the agent before decided
 	Bypassing  func() int                         // required: live pods with a role whose SDKs are led elsewhere
 	WatchAge   func() time.Duration               // required: since the watch of pods was last heard of
 	CNIResults func() map[string]int              // required: files with results of CNI plugins, by what they are good for
@@ -141,6 +143,11 @@ func gauges(meter metric.Meter, cfg Config) error {
 	if err != nil {
 		return fmt.Errorf("make denied pods gauge: %w", err)
 	}
+	adopted, err := meter.Int64ObservableGauge(PodsAdopted,
+		metric.WithDescription("Pods on this node served by what an earlier agent decided, as the API server cannot be reached."))
+	if err != nil {
+		return fmt.Errorf("make adopted pods gauge: %w", err)
+	}
 	kept, err := meter.Int64ObservableGauge(PodsKept,
 		metric.WithDescription("Pods on this node that keep a role in spite of an annotation that cannot be read."))
 	if err != nil {
@@ -178,6 +185,7 @@ func gauges(meter metric.Meter, cfg Config) error {
 			o.ObserveInt64(denied, int64(n), metric.WithAttributes(attribute.String(KeyReason, reason)))
 		}
 		o.ObserveInt64(kept, int64(cfg.KeptPods()))
+		o.ObserveInt64(adopted, int64(cfg.Adopted()))
 		o.ObserveInt64(bypassing, int64(cfg.Bypassing()))
 		o.ObserveFloat64(age, cfg.WatchAge().Seconds())
 		for verdict, n := range cfg.CNIResults() {
@@ -185,7 +193,7 @@ func gauges(meter metric.Meter, cfg Config) error {
 		}
 		return nil
 	}
-	if _, err := meter.RegisterCallback(observe, expiry, denied, kept, bypassing, age, results); err != nil {
+	if _, err := meter.RegisterCallback(observe, expiry, denied, kept, adopted, bypassing, age, results); err != nil {
 		return fmt.Errorf("register gauges: %w", err)
 	}
 	return nil

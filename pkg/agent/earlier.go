@@ -1,0 +1,118 @@
+package agent
+
+import (
+	"errors"
+	"time"
+
+	"github.com/podrole/podrole/pkg/role"
+	"github.com/podrole/podrole/pkg/state"
+)
+
+// The functions of this file carry decisions from one agent to the next. They count in two cases: for a pod whose
+// annotations have become unreadable while no agent ran, as they would if one had, and while the API server cannot be
+// asked.
+
+// forgetful keeps no decisions: there is no --state-dir.
+type forgetful struct{}
+
+func (forgetful) Put(state.Decision) {}
+func (forgetful) Delete(string)      {}
+
+// decisionOf is the decision that an earlier agent kept.
+func decisionOf(e state.Decision) decision {
+	d := decision{pod: e.Workload, grant: e.Grant, until: e.Until}
+	if e.Unreadable != "" {
+		d.unreadable = &role.Denial{Reason: role.Malformed, Message: e.Unreadable}
+	}
+	return d
+}
+
+// outlive keeps what is new about a decision for the agent after this one. The caller holds mu.
+func (a *assignments) outlive(old, next decision, had bool) {
+	uid := next.pod.UID
+	if next.denial != nil {
+		if _, kept := a.earlier[uid]; kept || had && old.denial == nil {
+			a.cfg.decisions.Delete(uid)
+			delete(a.earlier, uid)
+		}
+		return
+	}
+	_, kept := a.earlier[uid]
+	if !kept && had && old.denial == nil && old.grant == next.grant && (old.unreadable == nil) == (next.unreadable == nil) {
+		return // nothing is new
+	}
+	e := state.Decision{Workload: next.pod, Grant: next.grant, Decided: time.Now(), Until: next.until}
+	if denial, ok := errors.AsType[*role.Denial](next.unreadable); ok {
+		e.Unreadable = denial.Message
+	}
+	a.cfg.decisions.Put(e)
+	delete(a.earlier, uid)
+}
+
+// recent returns the pods of which the agent before knew, no longer ago than bound, that they may use a role.
+func (a *assignments) recent(bound time.Duration) []role.Workload {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var pods []role.Workload
+	for _, e := range a.earlier {
+		if time.Since(e.Decided) < bound {
+			pods = append(pods, e.Workload)
+		}
+	}
+	return pods
+}
+
+// adopt has what the agent before decided of pods count, until it is older than bound or this agent has decided itself.
+func (a *assignments) adopt(pods []role.Workload, bound time.Duration) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, w := range pods {
+		e, kept := a.earlier[w.UID]
+		if _, decided := a.byUID[w.UID]; decided || !kept || e.Workload != w {
+			continue
+		}
+		d := decisionOf(e)
+		d.adoptedUntil = e.Decided.Add(bound)
+		a.cfg.sessions.Want(d.grant, w)
+		a.byUID[w.UID] = d
+		a.parked.Wake(w.UID)
+	}
+}
+
+// settle ends what was adopted, now that all pods of the node have been decided on, and returns the UIDs of those that have
+// a Grant.
+func (a *assignments) settle() map[string]bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	clear(a.earlier)
+	granted := make(map[string]bool)
+	for uid, d := range a.byUID {
+		switch {
+		case !d.adoptedUntil.IsZero():
+			a.abandon(d)
+		case d.denial == nil:
+			granted[uid] = true
+		}
+	}
+	return granted
+}
+
+// abandon ends an adopted decision: nothing is known of the pod from here on. The caller holds mu.
+func (a *assignments) abandon(d decision) {
+	delete(a.byUID, d.pod.UID)
+	a.cfg.sessions.Revoke(d.grant, d.pod.UID)
+	a.cfg.logger.Warn("pod is no longer served by what was decided of it before", "pod", d.pod, "grant", d.grant)
+}
+
+// adopted counts the pods that are served by what the agent before decided.
+func (a *assignments) adopted() int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	n := 0
+	for _, d := range a.byUID {
+		if !d.adoptedUntil.IsZero() {
+			n++
+		}
+	}
+	return n
+}

@@ -1,0 +1,182 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/podrole/podrole/pkg/role"
+	"github.com/podrole/podrole/pkg/state"
+)
+
+// book is where decisions outlive the agent, in memory.
+type book map[string]state.Decision
+
+func (b book) Put(d state.Decision) { b[d.Workload.UID] = d }
+func (b book) Delete(uid string)    { delete(b, uid) }
+
+func (b book) all() (all []state.Decision) {
+	for _, d := range b {
+		all = append(all, d)
+	}
+	return all
+}
+
+// successor is an agent's assignments that begin with what is in the book.
+func successor(b book) (*assignments, *ledger) {
+	a, l := newTestAssignments(func(string) {})
+	cfg := a.cfg
+	cfg.decisions, cfg.earlier = b, b.all()
+	return newAssignments(cfg), l
+}
+
+func roleOf(t *testing.T, a *assignments, w role.Workload) string {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+	defer cancel()
+	g, err := a.Decide(ctx, w)
+	switch {
+	case errors.Is(err, errUndecided):
+		return "undecided"
+	case err != nil:
+		return string(reasonOf(err))
+	}
+	return g.RoleName()
+}
+
+// TestDecisionsOutliveTheAgent: what is granted is kept, as it changes, and what is not is not.
+func TestDecisionsOutliveTheAgent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := book{}
+		a, _ := successor(b)
+		kept := func() string { return b[caller.UID].Grant.RoleName() + " " + b[caller.UID].Unreadable }
+		for _, step := range []struct{ annotation, want string }{
+			{"one", "one "},
+			{"two", "two "},
+			{"arn:aws:iam:broken", `two annotation podrole.io/role-arn of ServiceAccount shop/app: `},
+			{"two", "two "},
+			{"", " "},
+			{"one", "one "},
+		} {
+			a.Known(factsWith(step.annotation))
+			if got := kept(); len(got) < len(step.want) || got[:len(step.want)] != step.want {
+				t.Errorf("after %q: %q is kept, want %q", step.annotation, got, step.want)
+			}
+		}
+		a.Gone(caller)
+		if len(b) > 0 {
+			t.Errorf("%v is kept of a pod that is gone", b)
+		}
+	})
+}
+
+// TestAdopt: what the agent before decided counts while nothing is known, for a bounded time, and then only what is decided
+// anew.
+func TestAdopt(t *testing.T) {
+	const bound = time.Hour
+	other := role.Workload{Namespace: "shop", Name: "b", UID: "2", ServiceAccount: "app"}
+	before := func() book {
+		b := book{}
+		a, _ := successor(b)
+		a.Known(factsWith("one"))
+		f := factsWith("one")
+		f.Workload = other
+		a.Known(f)
+		return b
+	}
+	tests := []struct {
+		name string
+		then func(*assignments)
+		want [2]string // of the pods
+		kept int
+	}{
+		{"nothing", func(*assignments) {}, [2]string{"one", "one"}, 2},
+		{"almost_too_old", func(a *assignments) { time.Sleep(bound - time.Minute); a.expire() }, [2]string{"one", "one"}, 2},
+		{"too_old", func(a *assignments) { time.Sleep(bound); a.expire() }, [2]string{"undecided", "undecided"}, 2},
+		{"confirmed", func(a *assignments) { a.Known(factsWith("one")); time.Sleep(bound); a.expire() }, [2]string{"one", "undecided"}, 2},
+		{"changed", func(a *assignments) { a.Known(factsWith("two")) }, [2]string{"two", "one"}, 2},
+		{"revoked", func(a *assignments) { a.Known(factsWith("")) }, [2]string{"revoked", "one"}, 1},
+		{"gone", func(a *assignments) { a.Gone(caller) }, [2]string{"undecided", "one"}, 1},
+		{"settled", func(a *assignments) { a.Known(factsWith("one")); a.settle() }, [2]string{"one", "undecided"}, 2},
+		{"unreadable", func(a *assignments) { a.Known(factsWith("arn:aws:iam:broken")); a.settle() }, [2]string{"one", "undecided"}, 2},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				b := before()
+				a, l := successor(b)
+				if got := roleOf(t, a, caller); got != "undecided" {
+					t.Errorf("before it is adopted: %q", got)
+				}
+				pods := a.recent(bound)
+				if len(pods) != 2 {
+					t.Errorf("recent: %v", pods)
+				}
+				a.adopt(pods, bound)
+				if a.adopted() != 2 || len(l.entries) != 2 {
+					t.Errorf("%d are adopted, and %q", a.adopted(), l.entries)
+				}
+				tt.then(a)
+				got := [2]string{roleOf(t, a, caller), roleOf(t, a, other)}
+				if diff := cmp.Diff(tt.want, got); diff != "" {
+					t.Errorf("roles (-want +got):\n%s", diff)
+				}
+				if len(b) != tt.kept {
+					t.Errorf("%d decisions are kept, want %d", len(b), tt.kept)
+				}
+			})
+		})
+	}
+}
+
+// TestRecent: what is too old is not adopted at all.
+func TestRecent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := book{}
+		a, _ := successor(b)
+		a.Known(factsWith("one"))
+		time.Sleep(time.Hour)
+		a, _ = successor(b)
+		if got := a.recent(time.Hour); got != nil {
+			t.Errorf("%v after an hour", got)
+		}
+		if got := a.recent(time.Hour + time.Second); len(got) != 1 {
+			t.Errorf("%v, want one pod", got)
+		}
+	})
+}
+
+// TestUnreadableWhileNoAgentRan: an edit that cannot be read locks nobody out either if no agent saw what was before it.
+func TestUnreadableWhileNoAgentRan(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := book{}
+		a, _ := successor(b)
+		a.Known(factsWith("one"))
+		time.Sleep(10 * time.Hour)
+		for range 2 { // and the next agent goes on where this one was
+			a, _ = successor(b)
+			a.Known(factsWith("arn:aws:iam:broken"))
+			a.settle()
+			if got := roleOf(t, a, caller); got != "one" {
+				t.Errorf("the running pod: got %q, want the role it had", got)
+			}
+		}
+		time.Sleep(14 * time.Hour) // a day after the last time that it was surely readable
+		a.expire()
+		if got := roleOf(t, a, caller); got != string(role.Malformed) {
+			t.Errorf("after a day: got %q, want a denial", got)
+		}
+		if len(b) > 0 {
+			t.Errorf("%v is still kept", b)
+		}
+		a, _ = successor(b)
+		a.Known(factsWith("arn:aws:iam:broken"))
+		if got := roleOf(t, a, caller); got != string(role.Malformed) {
+			t.Errorf("under the next agent: got %q, want a denial", got)
+		}
+	})
+}
