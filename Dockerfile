@@ -10,11 +10,12 @@ WORKDIR /src
 COPY go.mod go.sum ./
 RUN go mod download
 COPY . .
-RUN CGO_ENABLED=0 go build -trimpath -ldflags="-s -w" -o /podrole ./cmd/agent
+RUN CGO_ENABLED=0 go build -trimpath -ldflags="-s -w" -o /out/podrole ./cmd/agent && \
+    CGO_ENABLED=0 go build -trimpath -ldflags="-s -w" -o /out/podrole-probe ./cmd/probe
 
 FROM ${BASE_IMAGE}
 RUN command -v iptables-nft-restore && command -v iptables-legacy-restore && test -s /etc/ssl/certs/ca-certificates.crt || \
     { apt-get update && apt-get install -y --no-install-recommends ca-certificates iptables && rm -rf /var/lib/apt/lists/*; }
-COPY --from=build /podrole /usr/local/bin/podrole
+COPY --from=build /out/ /usr/local/bin/
 ENTRYPOINT ["/usr/local/bin/podrole"]
 CMD ["run"]

@@ -28,6 +28,7 @@ type action func(context.Context, config.Config, *slog.Logger) error
 // program is the command line with what it touches of the world outside.
 type program struct {
 	run       action
+	guard     action
 	uninstall action
 	environ   []string
 	hostname  func() (string, error)
@@ -82,6 +83,15 @@ metadata endpoint, 169.254.169.254, as any AWS SDK does by itself, and need not 
 SIGTERM. The redirect stays when the agent ends, so that pods are refused instead of getting the node's credentials.
 Needs root in the node's network namespace.`,
 			Example: `  podrole run --node-name "$NODE_NAME" --sts-region eu-central-1`,
+		}),
+		p.command(config.ForGuard(), p.guard, &cobra.Command{
+			Use:   "guard",
+			Short: "Refuse pods the metadata service until an agent runs",
+			Long: `Refuse pods the metadata address from now on, and leave the node itself its way there: what the agent does first, and
+all that is needed before the first agent of a node that has just started. For a unit of the host that runs before the
+kubelet, since pods may start before any agent does. It ends at once; what it does stays. Give the flags that podrole
+run is given.`,
+			Example: `  podrole guard`,
 		}),
 		p.command(config.ForUninstall(), p.uninstall, &cobra.Command{
 			Use:   "uninstall",

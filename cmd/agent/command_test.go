@@ -16,6 +16,7 @@ type outcome struct {
 	code           int
 	stdout, stderr string
 	ran, removed   *config.Config
+	guarded        *config.Config
 }
 
 // execute runs one command line with actions that end with err.
@@ -32,6 +33,10 @@ func execute(t *testing.T, err error, environ []string, args ...string) outcome 
 		},
 		uninstall: func(_ context.Context, c config.Config, _ *slog.Logger) error {
 			o.removed = &c
+			return err
+		},
+		guard: func(_ context.Context, c config.Config, _ *slog.Logger) error {
+			o.guarded = &c
 			return err
 		},
 		environ:  environ,
@@ -66,6 +71,13 @@ func TestUninstall(t *testing.T) {
 	}
 }
 
+func TestGuard(t *testing.T) {
+	o := execute(t, nil, nil, "guard", "--guard-except-dns")
+	if o.code != 0 || o.ran != nil || o.removed != nil || o.guarded == nil || !o.guarded.Redirect.GuardExceptDNS {
+		t.Errorf("%+v", o)
+	}
+}
+
 func TestFailure(t *testing.T) {
 	o := execute(t, errors.New("bind: address in use"), nil, "run", "--node-name=n", "--log-level=error")
 	var record struct{ Level, Msg, Error, Command string }
@@ -83,6 +95,7 @@ func TestUsage(t *testing.T) {
 		"run --node-name=n --sts-rat=fast":  "podrole run: --sts-rat: no such flag; did you mean --sts-rate?",
 		"run --node-name=n true":            `podrole run: argument "true": not a flag; flags are written --NAME=VALUE`,
 		"run":                               "podrole run: --node-name: missing; give the node's name, in a DaemonSet from the field spec.nodeName of the agent's pod",
+		"guard --drain=1s":                  "podrole guard: --drain: no flag of this command; --help lists all flags",
 		"uninstall --node-name=n":           "podrole uninstall: --node-name: no flag of this command; --help lists all flags",
 		"uninstal":                          `podrole: command "uninstal": no such command; did you mean uninstall?`,
 		"frobnicate":                        `podrole: command "frobnicate": no such command; podrole help lists all`,
@@ -102,12 +115,13 @@ func TestUsage(t *testing.T) {
 
 func TestHelpAndVersion(t *testing.T) {
 	for args, want := range map[string][]string{
-		"":                 {"podrole gives every pod", "  run ", "  uninstall ", "  version ", "podrole run --node-name"},
+		"":                 {"podrole gives every pod", "  run ", "  guard ", "  uninstall ", "  version ", "podrole run --node-name"},
 		"help":             {"podrole gives every pod"},
 		"--help":           {"podrole gives every pod"},
 		"run --help":       {"podrole run [flags]", "Cluster:\n", "--sts-rate CALLS/S", "PODROLE_STS_ENDPOINT"},
 		"help run":         {"podrole run [flags]"},
 		"uninstall --help": {"podrole uninstall [flags]", "--iptables-backend"},
+		"guard --help":     {"podrole guard [flags]", "--guard-except-dns"},
 		"version":          {"podrole ", " go1."},
 	} {
 		o := execute(t, nil, nil, strings.Fields(args)...)

@@ -22,6 +22,7 @@ func main() {
 	context.AfterFunc(ctx, stop)
 	p := program{
 		run:       agent.Run,
+		guard:     agent.Guard,
 		uninstall: agent.Uninstall,
 		environ:   os.Environ(),
 		hostname:  os.Hostname,

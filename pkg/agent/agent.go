@@ -65,6 +65,16 @@ func Run(ctx context.Context, cfg config.Config, logger *slog.Logger) (err error
 	return a.run(ctx)
 }
 
+// Guard refuses pods the metadata address, and ends. It is what Run does first.
+func Guard(_ context.Context, cfg config.Config, logger *slog.Logger) error {
+	links, err := openLinks(cfg, logger)
+	if err != nil {
+		return err
+	}
+	defer links.close()
+	return links.guard()
+}
+
 // Uninstall takes rules, guard and address away, and leaves the node as it was before podrole.
 func Uninstall(ctx context.Context, cfg config.Config, logger *slog.Logger) error {
 	links, err := openLinks(cfg, logger)
@@ -310,9 +320,12 @@ func (a *agent) run(ctx context.Context) error {
 	if a.cfg.Metadata.Upstream {
 		workers.Go(func() error { keepMetadata(work, a.cfg, a.known, a.proxy, a.logger); return nil })
 	}
+	served := handler(a.metrics.Handler(), a.health.ready)
 	if address := a.cfg.Observability.MetricsAddress; address != "" {
-		served := handler(a.metrics.Handler(), a.health.ready)
-		workers.Go(func() error { serveHTTP(work, address, served, a.logger); return nil })
+		workers.Go(func() error { serveHTTP(work, "tcp", address, served, a.logger); return nil })
+	}
+	if socket := a.cfg.Observability.ProbeSocket; socket != "" {
+		workers.Go(func() error { serveHTTP(work, "unix", socket, served, a.logger); return nil })
 	}
 
 	serve, stopServing := context.WithCancel(ctx)

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
 	"time"
 )
 
@@ -26,11 +27,15 @@ func handler(metrics http.Handler, ready func() bool) http.Handler {
 }
 
 // serveHTTP serves handler on address until ctx ends. While the address is taken, as by the agent that this one is about to
-// replace, it tries again: an agent without metrics is better than none.
-func serveHTTP(ctx context.Context, address string, handler http.Handler, logger *slog.Logger) {
+// replace, it tries again: an agent without metrics is better than none. What an agent that is gone left in a socket's
+// place is removed.
+func serveHTTP(ctx context.Context, network, address string, handler http.Handler, logger *slog.Logger) {
 	const retry = 2 * time.Second
 	for said := false; ; said = true {
-		l, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
+		if network == "unix" {
+			_ = os.Remove(address) // if it cannot be, Listen says why
+		}
+		l, err := new(net.ListenConfig).Listen(ctx, network, address)
 		if err == nil {
 			serveUntil(ctx, l, handler, logger)
 			return

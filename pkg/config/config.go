@@ -114,6 +114,7 @@ type Observability struct {
 	// MetricsAddress is what net.Listen takes: an IP address or nothing, a colon and a port. It is no netip.AddrPort
 	// because "every address, IPv4 and IPv6 as the node has them" has no netip form. Empty: no metrics are served.
 	MetricsAddress string
+	ProbeSocket    string // path of a Unix socket where health is served; empty: none
 	LogLevel       slog.Level
 	LogFormat      LogFormat
 }

@@ -109,6 +109,7 @@ func samples() map[string]struct {
 		"sts-dual-stack":        {"true", func(c *Config) { c.STS.DualStack = true }},
 		"state-dir":             {"/run/podrole", func(c *Config) { c.State.Dir = "/run/podrole" }},
 		"state-dir-on-disk":     {"true", func(c *Config) { c.State.OnDisk = true }},
+		"probe-socket":          {"/run/p/socket", func(c *Config) { c.Observability.ProbeSocket = "/run/p/socket" }},
 		"state-max-age":         {"0", func(c *Config) { c.State.MaxAge = 0 }},
 		"linger":                {"0", func(c *Config) { c.STS.Linger = -1 }},
 		"token-lifetime":        {"10m", func(c *Config) { c.STS.TokenLifetime = 10 * time.Minute }},
@@ -209,7 +210,7 @@ func bad() map[string][]struct{ args, line string } {
 		"kubeconfig": {{"--kubeconfig=/k --kube-objects=/o", `--kubeconfig "/k": excluded by --kube-objects`}},
 		"kube-objects": {{"--kube-objects=/o --credential-source=web-identity",
 			`--credential-source "web-identity": not possible with --kube-objects`}},
-		"cni-dir":           {{"--cni-dir=", `--cni-dir "": no path of a folder`}, {"--cni-dir=cni", `--cni-dir "cni": not an absolute path`}},
+		"cni-dir":           {{"--cni-dir=", `--cni-dir "": no path`}, {"--cni-dir=cni", `--cni-dir "cni": not an absolute path`}},
 		"shared-interfaces": {{"--shared-interfaces=a,,b", `--shared-interfaces "a,,b": holds an empty interface`}},
 		"cluster-name":      {{"--cluster-name=a*b", `--cluster-name "a*b": not the value of a session tag`}},
 		"base-role-arn": {
@@ -282,6 +283,7 @@ func bad() map[string][]struct{ args, line string } {
 			{"--state-max-age=-1s", `--state-max-age "-1s": too short`},
 			{"--state-max-age=", `--state-max-age "": not a duration`},
 		},
+		"probe-socket": {{"--probe-socket=socket", `--probe-socket "socket": not an absolute path`}},
 		"linger": {
 			{"--linger=25h", `--linger "25h": too long`},
 			{"--linger=always", `--linger "always": not a duration`},
@@ -471,11 +473,14 @@ func TestUninstall(t *testing.T) {
 }
 
 func TestHelpAndReference(t *testing.T) {
-	var help, uninstall, reference strings.Builder
+	var help, helpUninstall, helpGuard, reference strings.Builder
 	if err := ForRun().WriteHelp(&help); err != nil {
 		t.Fatal(err)
 	}
-	if err := ForUninstall().WriteHelp(&uninstall); err != nil {
+	if err := ForUninstall().WriteHelp(&helpUninstall); err != nil {
+		t.Fatal(err)
+	}
+	if err := ForGuard().WriteHelp(&helpGuard); err != nil {
 		t.Fatal(err)
 	}
 	if err := WriteReference(&reference); err != nil {
@@ -491,8 +496,11 @@ func TestHelpAndReference(t *testing.T) {
 		if n := strings.Count(reference.String(), "| `--"+s.name+"`"); n != 1 {
 			t.Errorf("--%s is in the reference %d times", s.name, n)
 		}
-		if strings.Contains(uninstall.String(), "\n  --"+s.name+" ") != s.uninstall {
+		if strings.Contains(helpUninstall.String(), "\n  --"+s.name+" ") != (s.beside&uninstall != 0) {
 			t.Errorf("--%s: wrong in the help text of uninstall", s.name)
+		}
+		if strings.Contains(helpGuard.String(), "\n  --"+s.name+" ") != (s.beside&guard != 0) {
+			t.Errorf("--%s: wrong in the help text of guard", s.name)
 		}
 	}
 	for _, topic := range topics() {

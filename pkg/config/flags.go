@@ -16,10 +16,10 @@ const variablePrefix = "PODROLE_"
 // Flags are the settings of one command. The order of calls is AddTo, the parsing of the command line by the flag set,
 // then Load, once. It is not safe for concurrent use.
 type Flags struct {
-	uninstall bool
-	config    *Config
-	settings  []setting
-	given     map[string]*given // by flag name
+	command  command
+	config   *Config
+	settings []setting
+	given    map[string]*given // by flag name
 }
 
 // given is a [pflag.Value] that keeps what stood on the command line. Checking it is left to Load, so that all faults
@@ -48,20 +48,33 @@ func (g *given) String() string { return g.text }
 // Type implements [pflag.Value].
 func (g *given) Type() string { return g.kind }
 
+// command is who has settings.
+type command int
+
+const (
+	run command = 1 << iota
+	uninstall
+	guard
+)
+
 // ForRun returns the flags of podrole run: every setting.
-func ForRun() *Flags { return newFlags(false) }
+func ForRun() *Flags { return newFlags(run) }
 
 // ForUninstall returns the flags of podrole uninstall: those that tell which rules and addresses to remove, and how to
 // log. Their meaning is that of podrole run. Other settings keep their zero value in the Config.
-func ForUninstall() *Flags { return newFlags(true) }
+func ForUninstall() *Flags { return newFlags(uninstall) }
 
-func newFlags(uninstall bool) *Flags {
+// ForGuard returns the flags of podrole guard: those that tell which addresses to guard, and how to log. Their meaning is
+// that of podrole run. Other settings keep their zero value in the Config.
+func ForGuard() *Flags { return newFlags(guard) }
+
+func newFlags(cmd command) *Flags {
 	c := new(Config)
-	return &Flags{uninstall: uninstall, config: c, settings: table(c), given: make(map[string]*given)}
+	return &Flags{command: cmd, config: c, settings: table(c), given: make(map[string]*given)}
 }
 
 // applies tells whether the command has the setting.
-func (f *Flags) applies(s *setting) bool { return s.uninstall || !f.uninstall }
+func (f *Flags) applies(s *setting) bool { return f.command == run || s.beside&f.command != 0 }
 
 func (f *Flags) byName(name string) *setting {
 	if i := slices.IndexFunc(f.settings, func(s setting) bool { return s.name == name }); i >= 0 {
@@ -102,7 +115,7 @@ func (f *Flags) Load(environ []string, hostname string) (Config, error) {
 			l.read(s, variables)
 		}
 	}
-	if !f.uninstall {
+	if f.command == run {
 		l.checkCluster(hostname)
 		l.checkRoles()
 	}

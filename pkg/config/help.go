@@ -44,7 +44,7 @@ func WriteReference(w io.Writer) error {
 	b.WriteString("# Flags of podrole run\n\n")
 	wrap(&b, rule(), "", helpWidth)
 	b.WriteString("\n")
-	wrap(&b, "`podrole uninstall` has those marked with *. A value that cannot be used stops the start with one line "+
+	wrap(&b, "`podrole uninstall` has those marked with *, `podrole guard` those marked with †. A value that cannot be used stops the start with one line "+
 		"that names the setting, the value and the remedy; so does a variable that begins with `"+variablePrefix+
 		"` and is no setting.", "", helpWidth)
 	f := ForRun()
@@ -56,7 +56,10 @@ func WriteReference(w io.Writer) error {
 				continue
 			}
 			mark := ""
-			if s.uninstall {
+			switch {
+			case s.beside&guard != 0:
+				mark = " * †"
+			case s.beside&uninstall != 0:
 				mark = " *"
 			}
 			fmt.Fprintf(&b, "| `--%s`%s | %s | %s | %s |\n", s.name, mark, s.valueText(), s.defaultMarkdown(), s.help)

@@ -42,16 +42,16 @@ func topics() []topic {
 
 // setting is one row of the table: all there is to know about one flag and its environment variable.
 type setting struct {
-	topic     topic
-	name      string                   // of the flag, without dashes
-	value     string                   // placeholder of the value in the help text, which tells its unit; empty: a bool
-	preset    string                   // default, as a user would write it
-	unset     string                   // what happens by default, where preset is empty
-	help      string                   // what the setting does, in one or two lines
-	want      string                   // what to give instead of a wrong value; completes "give …"
-	also      string                   // another environment variable that is read when the flag and its own are not given
-	uninstall bool                     // whether podrole uninstall has it too
-	parse     func(value string) error // puts value into the Config, or says what is wrong with it
+	topic  topic
+	name   string                   // of the flag, without dashes
+	value  string                   // placeholder of the value in the help text, which tells its unit; empty: a bool
+	preset string                   // default, as a user would write it
+	unset  string                   // what happens by default, where preset is empty
+	help   string                   // what the setting does, in one or two lines
+	want   string                   // what to give instead of a wrong value; completes "give …"
+	also   string                   // another environment variable that is read when the flag and its own are not given
+	beside command                  // the commands that have it too, beside run
+	parse  func(value string) error // puts value into the Config, or says what is wrong with it
 }
 
 // variable is the name of the setting's environment variable.
@@ -88,7 +88,7 @@ func table(c *Config) []setting {
 			help: "Where the container runtime keeps the results of the CNI plugins. They name a pod's address before its " +
 				"first container starts. Without them pods are known when the API names their address.",
 			want:  "the path of a folder",
-			parse: into(&c.Cluster.CNIDir, folder),
+			parse: into(&c.Cluster.CNIDir, absolute),
 		}, {
 			topic: topicCluster, name: "shared-interfaces", value: "LIST", preset: "cilium_host,ovn-k8s-mp0,antrea-gw0",
 			help: "Interfaces, separated by commas, that a CNI puts all pods of the node behind. Pods there are known by their " +
@@ -232,12 +232,12 @@ func table(c *Config) []setting {
 		},
 
 		{
-			topic: topicMetadata, name: "metadata-address", value: "IP", preset: "169.254.169.254", uninstall: true,
+			topic: topicMetadata, name: "metadata-address", value: "IP", preset: "169.254.169.254", beside: uninstall | guard,
 			help:  "IPv4 address of the metadata service, as pods call it.",
 			want:  "an IPv4 address, for example 169.254.169.254",
 			parse: into(&c.Metadata.Address, ipv4),
 		}, {
-			topic: topicMetadata, name: "metadata-address-ipv6", value: "IP", preset: "fd00:ec2::254", uninstall: true,
+			topic: topicMetadata, name: "metadata-address-ipv6", value: "IP", preset: "fd00:ec2::254", beside: uninstall | guard,
 			help:  "IPv6 address of the metadata service, as pods call it.",
 			want:  "an IPv6 address, for example fd00:ec2::254",
 			parse: into(&c.Metadata.AddressIPv6, ipv6),
@@ -267,29 +267,29 @@ func table(c *Config) []setting {
 		},
 
 		{
-			topic: topicRedirect, name: "agent-address", value: "IP", preset: "169.254.77.1", uninstall: true,
+			topic: topicRedirect, name: "agent-address", value: "IP", preset: "169.254.77.1", beside: uninstall | guard,
 			help:  "IPv4 address on the loopback interface to which pod traffic is redirected, the same on every node.",
 			want:  "a free address in 169.254.0.0/16, for example 169.254.77.1",
 			parse: into(&c.Redirect.AgentAddress, agentIPv4),
 		}, {
 			topic: topicRedirect, name: "agent-address-ipv6", value: "IP", preset: "fd70:6f64:726f:6c65::1",
-			uninstall: true,
-			help:      "The same for IPv6.",
-			want:      "a free address in fd00::/8, for example fd70:6f64:726f:6c65::1",
-			parse:     into(&c.Redirect.AgentAddressIPv6, agentIPv6),
+			beside: uninstall | guard,
+			help:   "The same for IPv6.",
+			want:   "a free address in fd00::/8, for example fd70:6f64:726f:6c65::1",
+			parse:  into(&c.Redirect.AgentAddressIPv6, agentIPv6),
 		}, {
-			topic: topicRedirect, name: "iptables-backend", value: "BACKEND", preset: string(BackendAuto), uninstall: true,
+			topic: topicRedirect, name: "iptables-backend", value: "BACKEND", preset: string(BackendAuto), beside: uninstall,
 			help:  "Which iptables holds the rules: nft, legacy, or auto for the one that the host uses.",
 			want:  "auto, nft or legacy",
 			parse: into(&c.Redirect.IPTablesBackend, oneOf(BackendAuto, BackendNFT, BackendLegacy)),
 		}, {
-			topic: topicRedirect, name: "guard-except-dns", preset: "false", uninstall: true,
+			topic: topicRedirect, name: "guard-except-dns", preset: "false", beside: uninstall | guard,
 			help: "Let pods reach port 53 of the metadata address: for nodes, as on GCE, whose DNS resolver has the " +
 				"same address.",
 			want:  "true or false",
 			parse: into(&c.Redirect.GuardExceptDNS, boolean),
 		}, {
-			topic: topicRedirect, name: "ipv6", value: "MODE", preset: string(ModeAuto), uninstall: true,
+			topic: topicRedirect, name: "ipv6", value: "MODE", preset: string(ModeAuto), beside: uninstall | guard,
 			help:  "Whether IPv6 traffic is redirected and guarded: on, off, or auto for nodes that have IPv6.",
 			want:  "auto, on or off",
 			parse: into(&c.Redirect.IPv6, oneOf(ModeAuto, ModeOn, ModeOff)),
@@ -306,12 +306,18 @@ func table(c *Config) []setting {
 			want:  "[IP]:PORT, for example :9716 or 127.0.0.1:9716, or nothing to switch it off",
 			parse: into(&c.Observability.MetricsAddress, optional(listenAddress)),
 		}, {
-			topic: topicObservability, name: "log-level", value: "LEVEL", preset: "info", uninstall: true,
+			topic: topicObservability, name: "probe-socket", value: "FILE", unset: "nowhere",
+			help: "Unix socket where health is served as well, for podrole-probe, which asks it. Of two agents on one node, as during " +
+				"an update, only one can have --metrics-address.",
+			want:  "the absolute path of a socket to be made, for example /run/podrole-probe/socket",
+			parse: into(&c.Observability.ProbeSocket, optional(absolute)),
+		}, {
+			topic: topicObservability, name: "log-level", value: "LEVEL", preset: "info", beside: uninstall | guard,
 			help:  "Least level that is logged: debug, info, warn or error.",
 			want:  "debug, info, warn or error",
 			parse: into(&c.Observability.LogLevel, level),
 		}, {
-			topic: topicObservability, name: "log-format", value: "FORMAT", preset: string(LogJSON), uninstall: true,
+			topic: topicObservability, name: "log-format", value: "FORMAT", preset: string(LogJSON), beside: uninstall | guard,
 			help:  "How log records are written: text or json.",
 			want:  "text or json",
 			parse: into(&c.Observability.LogFormat, oneOf(LogText, LogJSON)),
@@ -322,7 +328,7 @@ func table(c *Config) []setting {
 			help: "Folder, on a memory file system, where sessions and the keys of IMDSv2 tokens outlive the agent, for the one " +
 				"that comes after it.",
 			want:  "the absolute path of a folder, for example /run/podrole",
-			parse: into(&c.State.Dir, optional(folder)),
+			parse: into(&c.State.Dir, optional(absolute)),
 		}, {
 			topic: topicState, name: "state-dir-on-disk", preset: "false",
 			help:  "Whether --state-dir may be on a disk. Credentials are then written to it.",

@@ -262,10 +262,10 @@ func list(s, what string) ([]string, error) {
 }
 
 // folder reads an absolute path: where an agent is started from says nothing about the node.
-func folder(s string) (string, error) {
+func absolute(s string) (string, error) {
 	switch {
 	case s == "":
-		return "", errors.New("no path of a folder")
+		return "", errors.New("no path")
 	case !filepath.IsAbs(s):
 		return "", errors.New("not an absolute path")
 	}
