@@ -2,7 +2,9 @@ package e2e_test
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -312,17 +314,28 @@ func TestNoSecretIsPrinted(t *testing.T) {
 func TestUninstallLeavesNothing(t *testing.T) {
 	bed := newBed(t, testbed.Config{})
 	pod := addPod(t, bed, "orders", "orders")
-	agent := startAgent(t, bed)
-	if err := agent.Stop(); err != nil {
-		t.Fatal(err)
-	}
-	noLeaks(t, bed)
+	stateDir := "--state-dir=" + filepath.Join(bed.Box.Dir, "state")
+	agent := startAgent(t, bed, stateDir, "--state-dir-on-disk")
 	binary, err := nodebox.BuildAgent(t.Context(), true)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if out, err := bed.Box.Node.Command(t.Context(), binary, "uninstall").CombinedOutput(); err != nil {
+	out, err := bed.Box.Node.Command(t.Context(), binary, "uninstall", stateDir).CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "an agent serves this node") {
+		t.Errorf("uninstall beside an agent: %v: %s", err, out)
+	}
+	if got := get(t, pod, credentials); got.body != "orders" {
+		t.Errorf("after an uninstall that was refused: got %s", got)
+	}
+	if err := agent.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	noLeaks(t, bed)
+	if out, err := bed.Box.Node.Command(t.Context(), binary, "uninstall", stateDir).CombinedOutput(); err != nil {
 		t.Fatalf("uninstall: %v: %s", err, out)
+	}
+	if _, err := os.Stat(filepath.Join(bed.Box.Dir, "state")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("--state-dir is still there: %v", err)
 	}
 	for _, command := range [][]string{
 		{"iptables-nft-save"}, {"ip6tables-nft-save"}, {"ip", "rule"}, {"ip", "-6", "rule"}, {"ip", "address", "show", "lo"},

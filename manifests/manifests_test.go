@@ -95,6 +95,34 @@ func TestDaemonSetIsHardened(t *testing.T) {
 	}
 }
 
+// TestUpdatesOverlap: two agents are on a node during an update, and each is probed by itself.
+func TestUpdatesOverlap(t *testing.T) {
+	daemons := decode(t)["DaemonSet"].(*appsv1.DaemonSet).Spec
+	update := daemons.UpdateStrategy.RollingUpdate
+	if update == nil || update.MaxSurge.IntValue() != 1 || update.MaxUnavailable == nil || update.MaxUnavailable.IntValue() != 0 {
+		t.Errorf("update strategy: %+v", update)
+	}
+	c := daemons.Template.Spec.Containers[0]
+	socket := ""
+	for _, v := range c.Env {
+		if v.Name == "PODROLE_PROBE_SOCKET" {
+			socket = v.Value
+		}
+	}
+	for path, probe := range map[string]*corev1.Probe{"readyz": c.ReadinessProbe, "healthz": c.LivenessProbe} {
+		want := []string{"podrole-probe", socket, path}
+		if probe == nil || probe.Exec == nil || !slices.Equal(probe.Exec.Command, want) || socket == "" {
+			t.Errorf("%s is not asked for over the agent's own socket", path)
+		}
+	}
+	own := slices.ContainsFunc(daemons.Template.Spec.Volumes, func(v corev1.Volume) bool {
+		return v.Name == "probe" && v.EmptyDir != nil
+	})
+	if !own {
+		t.Error("the socket is not in a volume of the pod's own")
+	}
+}
+
 // TestSettingsExist holds arguments and environment against the flags.
 func TestSettingsExist(t *testing.T) {
 	var reference bytes.Buffer

@@ -96,9 +96,10 @@ run is given.`,
 		p.command(config.ForUninstall(), p.uninstall, &cobra.Command{
 			Use:   "uninstall",
 			Short: "Remove what the agent leaves on the node",
-			Long: `Remove the rules, the guard and the address that the agent leaves on the node when it ends. Pods then reach the
-node's own metadata service again, with the node's role. Give the flags that podrole run was given.`,
-			Example: `  podrole uninstall`,
+			Long: `Remove the rules, the guard and the address that the agent leaves on the node when it ends, and what it kept in
+--state-dir. Pods then reach the node's own metadata service again, with the node's role. Give the flags that podrole
+run was given.`,
+			Example: `  podrole uninstall --state-dir /run/podrole`,
 		}),
 		&cobra.Command{
 			Use:   "version",

@@ -41,7 +41,10 @@ func Run(ctx context.Context, cfg config.Config, logger *slog.Logger) (err error
 	if err := a.telemetry(); err != nil {
 		return err
 	}
-	a.health = &health{every: cfg.Redirect.Sweep, logger: logger, report: a.metrics.RedirectChecked}
+	a.health = &health{
+		every: cfg.Redirect.Sweep, logger: logger, report: a.metrics.RedirectChecked,
+		warn: func(reason, message string) { a.events.WarnNode(reason, message) },
+	}
 	links, err := openLinks(cfg, logger)
 	if err != nil {
 		return err
@@ -57,6 +60,9 @@ func Run(ctx context.Context, cfg config.Config, logger *slog.Logger) (err error
 		}
 	}()
 	if a.redirect, err = openRedirect(ctx, links, cfg.Redirect.IPTablesBackend); err != nil {
+		return err
+	}
+	if err := a.openClaims(); err != nil {
 		return err
 	}
 	if err := a.assemble(ctx); err != nil {
@@ -75,8 +81,12 @@ func Guard(_ context.Context, cfg config.Config, logger *slog.Logger) error {
 	return links.guard()
 }
 
-// Uninstall takes rules, guard and address away, and leaves the node as it was before podrole.
+// Uninstall takes rules, guard, address and state away, and leaves the node as it was before podrole. It does nothing while an
+// agent runs that it knows of by --state-dir: that one would undo it.
 func Uninstall(ctx context.Context, cfg config.Config, logger *slog.Logger) error {
+	if err := noAgent(cfg.State.Dir); err != nil {
+		return err
+	}
 	links, err := openLinks(cfg, logger)
 	if err != nil {
 		return err
@@ -86,7 +96,7 @@ func Uninstall(ctx context.Context, cfg config.Config, logger *slog.Logger) erro
 	if err != nil {
 		return err
 	}
-	return r.remove(ctx)
+	return errors.Join(r.remove(ctx), removeState(cfg.State.Dir))
 }
 
 // agent is one run's set of parts.
@@ -97,6 +107,8 @@ type agent struct {
 	metrics     *telemetry.Metrics
 	events      *telemetry.Events // nil without an API server
 	redirect    *redirect
+	claims      claims
+	keeper      *keeper
 	kube        kube
 	cache       *cache.Cache
 	assignments *assignments
@@ -129,6 +141,7 @@ func (a *agent) telemetry() (err error) {
 		KeptPods:   func() int { return a.assignments.keptPods() },
 		Adopted:    func() int { return a.assignments.adopted() },
 		Bypassing:  func() int { return a.assignments.bypassing() },
+		Owner:      func() bool { return a.keeper.owns.Load() },
 		WatchAge: func() time.Duration {
 			if a.kube.pulse == nil { // there is no API server to watch
 				return 0
@@ -356,29 +369,45 @@ func (a *agent) await(workers *errgroup.Group) error {
 	}
 }
 
-// serve answers pods until ctx ends. Pods are led here only when there is something to answer. The redirect is looked
-// after until ctx ends and no longer: it may be another agent's by then.
+// serve answers pods until ctx ends. Pods are led here only when there is something to answer, and led away, if another
+// agent is there, before this one stops.
 func (a *agent) serve(ctx context.Context) error {
 	listeners, rules, err := a.redirect.listen(ctx)
 	if err != nil {
 		return err
 	}
 	serving, ctx := errgroup.WithContext(ctx)
+	answering, stopAnswering := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopAnswering()
 	for _, l := range listeners {
-		serving.Go(func() error { return a.proxy.Serve(ctx, l) })
+		serving.Go(func() error { return a.proxy.Serve(answering, l) })
 	}
 	serving.Go(func() error {
+		defer stopAnswering()
 		a.warm(ctx)
-		if err := a.redirect.install(ctx, rules); err != nil {
+		if err := a.redirect.install(ctx, a.claims, rules); err != nil {
 			return nil // told to end before pods were led here
 		}
 		a.health.install(true)
 		defer a.health.install(false)
 		a.logger.Info("agent ready")
-		a.redirect.sweep(ctx, rules, a.cfg.Redirect.Sweep, a.health.checked)
+		a.readyWork(ctx, serving)
+		a.keeper.rules, a.keeper.guard = a.redirect.rulesHalf(rules), a.redirect.guardHalf()
+		a.keeper.run(ctx)
+		a.keeper.leave()
 		return nil
 	})
 	return serving.Wait()
+}
+
+// readyWork starts what is only to be done once pods are led here and answered.
+func (a *agent) readyWork(ctx context.Context, serving *errgroup.Group) {
+	key := a.cfg.Cluster.StartupTaint
+	if key == "" || a.kube.client == nil {
+		return
+	}
+	taint := startupTaint{a.kube.client.CoreV1().Nodes(), a.cfg.Cluster.NodeName, key, a.logger}
+	serving.Go(func() error { taint.remove(ctx); return nil })
 }
 
 // warm waits until the pods of this node are known and decided on, and their sessions minted: as long as the rate of calls
@@ -419,11 +448,12 @@ func (a *agent) decided(ctx context.Context) bool {
 		case <-a.directory.Synced():
 			return true
 		case <-look.C:
-			if a.kube.reach != nil && !a.kube.reach.Answered() && a.adopt() {
+			if a.kube.reach != nil && !a.kube.reach.Answered() && !a.othersServe() && a.adopt() {
 				return true
 			}
 		case <-reminder.C:
-			a.logger.Warn("still waiting for the API server to name the pods of this node; pods are refused meanwhile")
+			a.logger.Warn("still waiting for the API server to name the pods of this node; " +
+				"they are refused meanwhile, unless another agent serves them")
 		case <-ctx.Done():
 			return false
 		}
@@ -442,6 +472,13 @@ func (a *agent) adopt() bool {
 	a.logger.Warn("the API server cannot be reached: pods are served by what was decided of them before",
 		"pods", len(pods), "at_most", bound)
 	return true
+}
+
+// othersServe reports whether another agent on this node is there to serve its pods: one that has been told more than
+// this one.
+func (a *agent) othersServe() bool {
+	others, err := a.claims.Others()
+	return err == nil && others
 }
 
 // settle waits until all pods of this node have been decided on, and from then on keeps note of it for the agent after

@@ -1,9 +1,12 @@
 package agent
 
 import (
+	"fmt"
 	"log/slog"
 	"sync"
 	"time"
+
+	"github.com/podrole/podrole/pkg/telemetry"
 )
 
 const (
@@ -17,10 +20,12 @@ const (
 type health struct {
 	every  time.Duration // between sweeps; required
 	logger *slog.Logger
-	report func(repaired, intact bool) // to the metrics
+	report func(repaired, intact bool)  // to the metrics
+	warn   func(reason, message string) // to the node's owner
 
 	mu        sync.Mutex // guards the following
 	installed bool
+	standby   bool             // the redirect is another agent's, which looks after it
 	halves    map[string]check // what the sweeps of the redirect's halves found
 }
 
@@ -34,10 +39,24 @@ type check struct {
 func (h *health) install(on bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.installed = on
+	h.installed, h.standby = on, false
+	h.begin()
+	h.report(false, on)
+}
+
+// standBy says that the redirect is another agent's from now on, or this one's again.
+func (h *health) standBy(on bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.standby = on
+	h.begin()
+	h.report(false, true)
+}
+
+// begin forgets what was found. The caller holds mu.
+func (h *health) begin() {
 	now := time.Now()
 	h.halves = map[string]check{"guard": {at: now}, "rules": {at: now}}
-	h.report(false, on)
 }
 
 // checked takes note of a sweep. What is wrong is logged when it begins and when it ends.
@@ -49,17 +68,22 @@ func (h *health) checked(half string, repaired bool, err error) {
 	switch {
 	case err != nil && (was == nil || was.Error() != err.Error()):
 		h.logger.Error("redirect is not whole; pods may be refused", "half", half, "error", err)
+		h.warn(telemetry.EventNotWhole, fmt.Sprintf("The redirect (%s) is not whole, and pods may be refused: %v", half, err))
 	case err == nil && was != nil:
 		h.logger.Info("redirect is whole again", "half", half)
 	}
 	if repaired {
 		h.logger.Warn("redirect was changed by another program and has been repaired", "half", half)
+		h.warn(telemetry.EventRepaired, fmt.Sprintf("Another program changed the redirect (%s); it has been repaired.", half))
 	}
 	h.report(repaired, h.intact())
 }
 
-// intact reports whether every half was found right, lately. The caller holds mu.
+// intact reports whether every half was found right, lately, or is another's. The caller holds mu.
 func (h *health) intact() bool {
+	if h.standby {
+		return true
+	}
 	for _, c := range h.halves {
 		if c.err != nil || time.Since(c.at) > staleAfter*h.every+slack {
 			return false

@@ -6,16 +6,21 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/podrole/podrole/pkg/telemetry"
 )
 
 func TestReadyMeansWholeAndLookedAfter(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		repairs := 0
+		var told []string
 		h := &health{every: time.Second, logger: slog.New(slog.DiscardHandler), report: func(repaired, _ bool) {
 			if repaired {
 				repairs++
 			}
-		}}
+		}, warn: func(reason, _ string) { told = append(told, reason) }}
 		expect := func(want bool, when string) {
 			t.Helper()
 			if h.ready() != want {
@@ -43,6 +48,9 @@ func TestReadyMeansWholeAndLookedAfter(t *testing.T) {
 		expect(false, "at the end")
 		if repairs != 1 {
 			t.Errorf("%d repairs reported, want 1", repairs)
+		}
+		if diff := cmp.Diff([]string{telemetry.EventRepaired, telemetry.EventNotWhole}, told); diff != "" {
+			t.Errorf("the node's owner was told (-want +got):\n%s", diff)
 		}
 	})
 }

@@ -9,7 +9,6 @@ import (
 	"net/netip"
 	"os"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/podrole/podrole/pkg/config"
@@ -135,36 +134,30 @@ func openRedirect(ctx context.Context, l *links, backend config.Backend) (*redir
 
 // install leads pods to rules' ports, and takes over from whichever agent they were led to before. While another program
 // is in the way, it tries again until ctx ends: the guard stands, and sessions stay warm.
-func (r *redirect) install(ctx context.Context, rules iptables.Rules) error {
+func (r *redirect) install(ctx context.Context, claims claims, rules iptables.Rules) error {
 	const shortest, longest = time.Second, 15 * time.Second
-	for pause := shortest; ; pause = min(2*pause, longest) {
-		err := r.tryInstall(ctx, rules)
+	for wait := shortest; ; wait = min(2*wait, longest) {
+		err := claims.Claim(ctx, func(ctx context.Context) error { return r.tryInstall(ctx, rules) })
 		if err == nil {
 			return nil
 		}
 		if ctx.Err() == nil {
-			r.logger.Error("pods cannot be redirected yet; they are refused", "retry_in", pause, "error", err)
+			r.logger.Error("pods cannot be redirected yet; they are refused", "retry_in", wait, "error", err)
 		}
-		select {
-		case <-ctx.Done():
+		if !pause(ctx, wait) {
 			return ctx.Err()
-		case <-time.After(pause):
 		}
 	}
 }
 
 func (r *redirect) tryInstall(ctx context.Context, rules iptables.Rules) error {
-	changed, err := r.rules.Ensure(ctx, rules)
-	if err != nil {
-		return fmt.Errorf("redirect the metadata address: %w", err)
+	// Another version's agent, whose guard may look different, has had the last word until now.
+	if _, err := r.node.Ensure(); err != nil {
+		return fmt.Errorf("guard the metadata address: %w", err)
 	}
-	if r.stale != nil {
-		if _, err := r.stale.Remove(ctx); err != nil {
-			return fmt.Errorf("remove the rules an earlier agent left in the other iptables backend: %w", err)
-		}
-	}
-	if !changed {
-		return nil
+	changed, err := r.ensureRules(ctx, rules)
+	if err != nil || !changed {
+		return err
 	}
 	// Connections that pods had before the rules go on past them otherwise.
 	n, err := r.node.FlushConntrack()
@@ -175,32 +168,38 @@ func (r *redirect) tryInstall(ctx context.Context, rules iptables.Rules) error {
 	return nil
 }
 
-// sweep compares address, guard and rules with what they should be, every interval until ctx ends, and puts right what
-// another program changed. checked is told each time. The two halves do not wait for each other: whatever holds up
-// iptables, the guard is looked after.
-func (r *redirect) sweep(
-	ctx context.Context, rules iptables.Rules, every time.Duration, checked func(half string, repaired bool, err error),
-) {
-	var halves sync.WaitGroup
-	defer halves.Wait()
-	halves.Go(func() {
-		repeat(ctx, every, func() {
-			repaired, err := r.node.Ensure()
-			checked("guard", repaired, errors.Join(r.node.CheckNode(), err))
-		})
-	})
-	halves.Go(func() {
-		repeat(ctx, every, func() {
-			repaired, err := r.rules.Ensure(ctx, rules)
-			if r.stale != nil {
-				_, staleErr := r.stale.Remove(ctx)
-				err = errors.Join(err, staleErr)
-			}
-			if ctx.Err() == nil {
-				checked("rules", repaired, err)
-			}
-		})
-	})
+// ensureRules leaves rules in one backend and none of ours in the other.
+func (r *redirect) ensureRules(ctx context.Context, rules iptables.Rules) (changed bool, err error) {
+	if changed, err = r.rules.Ensure(ctx, rules); err != nil {
+		return changed, fmt.Errorf("redirect the metadata address: %w", err)
+	}
+	if r.stale != nil {
+		if _, err := r.stale.Remove(ctx); err != nil {
+			return changed, fmt.Errorf("remove the rules an earlier agent left in the other iptables backend: %w", err)
+		}
+	}
+	return changed, nil
+}
+
+// rulesHalf is what iptables does of the redirect.
+func (r *redirect) rulesHalf(rules iptables.Rules) half {
+	return half{
+		name:   "rules",
+		watch:  func(ctx context.Context, changed func()) error { return r.rules.Watch(ctx, rules, changed) },
+		ensure: func(ctx context.Context) (bool, error) { return r.ensureRules(ctx, rules) },
+	}
+}
+
+// guardHalf is what netlink does of it.
+func (l *links) guardHalf() half {
+	return half{
+		name:  "guard",
+		watch: l.node.Watch,
+		ensure: func(context.Context) (bool, error) {
+			repaired, err := l.node.Ensure()
+			return repaired, errors.Join(l.node.CheckNode(), err)
+		},
+	}
 }
 
 // repeat calls do every interval until ctx ends.

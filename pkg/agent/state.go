@@ -2,9 +2,14 @@ package agent
 
 import (
 	"crypto/rand"
+	"errors"
 	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
 
 	"github.com/podrole/podrole/pkg/cache"
+	"github.com/podrole/podrole/pkg/owner"
 	"github.com/podrole/podrole/pkg/proxy"
 	"github.com/podrole/podrole/pkg/state"
 	"github.com/podrole/podrole/pkg/sts"
@@ -16,6 +21,67 @@ type kept struct {
 	tokens   sts.TokenStore
 	keys     [][]byte // of IMDSv2 tokens
 	earlier  []state.Decision
+}
+
+// openClaims finds the folder in which the agents of this node settle who owns the redirect, and makes the keeper. It changes
+// nothing.
+func (a *agent) openClaims() error {
+	a.claims = alone{}
+	if dir := a.cfg.State.Dir; dir != "" {
+		if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+			return fmt.Errorf("make --state-dir: %w", err)
+		}
+		claimant, err := owner.Open(owner.Config{Dir: claimsOf(dir), Logger: a.logger})
+		if err != nil {
+			return fmt.Errorf("use --state-dir: %w", err)
+		}
+		a.claims = claimant
+	}
+	a.keeper = &keeper{
+		claims: a.claims, every: a.cfg.Redirect.Sweep, health: a.health, regained: a.regained, logger: a.logger,
+	}
+	return nil
+}
+
+// claimsOf is the folder of claims in --state-dir.
+func claimsOf(dir string) string { return filepath.Join(dir, "claims") }
+
+// noAgent returns an error if an agent serves this node, as far as --state-dir tells.
+func noAgent(dir string) error {
+	if _, err := os.Stat(claimsOf(dir)); dir == "" || err != nil {
+		return nil // no agent has been here, or none that says so
+	}
+	claimant, err := owner.Open(owner.Config{Dir: claimsOf(dir)})
+	if err != nil {
+		return fmt.Errorf("find out whether an agent runs: %w", err)
+	}
+	if others, err := claimant.Others(); err != nil {
+		return fmt.Errorf("find out whether an agent runs: %w", err)
+	} else if others {
+		return errors.New("an agent serves this node, and would put back what is removed: delete its DaemonSet, or stop it, first")
+	}
+	return nil
+}
+
+// removeState removes what agents kept.
+func removeState(dir string) error {
+	if dir == "" {
+		return nil
+	}
+	if err := os.RemoveAll(claimsOf(dir)); err != nil {
+		return fmt.Errorf("remove state: %w", err)
+	}
+	return state.Remove(dir)
+}
+
+// regained makes the state this agent's again, with the redirect.
+func (a *agent) regained() {
+	if a.state == nil {
+		return
+	}
+	if err := a.state.Take(); err != nil {
+		a.logger.Warn("--state-dir is another agent's; sessions are not kept for the next one", "error", err)
+	}
 }
 
 // openState opens the state folder and takes it over: an agent that had it open writes no more. It comes late in the

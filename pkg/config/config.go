@@ -35,6 +35,7 @@ type Cluster struct {
 	CNIDir      string // holds the folder results
 	// SharedInterfaces are those that a CNI puts all pods of the node behind.
 	SharedInterfaces []string
+	StartupTaint     string // key of the taint to remove from the node once its pods are served; empty: none
 	ClusterName      string // value of the cluster session tag; not empty when Roles.SessionTags is set
 }
 

@@ -96,6 +96,12 @@ func table(c *Config) []setting {
 			want:  "names of interfaces separated by commas",
 			parse: into(&c.Cluster.SharedInterfaces, interfaces),
 		}, {
+			topic: topicCluster, name: "startup-taint", value: "KEY", unset: "none",
+			help: "Key of a taint that new nodes are registered with, and that is removed from this node once its pods are served, " +
+				"such as podrole.io/agent-not-ready. Needs the rights of manifests/overlays/startup-taint.",
+			want:  "the key of a taint, for example podrole.io/agent-not-ready",
+			parse: into(&c.Cluster.StartupTaint, optional(taintKey)),
+		}, {
 			topic: topicCluster, name: "cluster-name", value: "NAME", unset: "none",
 			help:  "Name of the cluster, for the session tag. Required with --session-tags.",
 			want:  "a name of at most 256 letters, digits, spaces and _.:/=+-@",
@@ -294,9 +300,10 @@ func table(c *Config) []setting {
 			want:  "auto, on or off",
 			parse: into(&c.Redirect.IPv6, oneOf(ModeAuto, ModeOn, ModeOff)),
 		}, {
-			topic: topicRedirect, name: "redirect-sweep", value: "DURATION", preset: "2s",
-			help:  "How often rules and guard are compared with what they should be, 100ms to 10m.",
-			want:  "100ms to 10m, for example 2s",
+			topic: topicRedirect, name: "redirect-sweep", value: "DURATION", preset: "30s",
+			help: "How often rules and guard are compared with what they should be even if the kernel told of no change, 100ms to " +
+				"10m.",
+			want:  "100ms to 10m, for example 30s",
 			parse: into(&c.Redirect.Sweep, duration(100*time.Millisecond, 10*time.Minute)),
 		},
 
@@ -325,8 +332,9 @@ func table(c *Config) []setting {
 
 		{
 			topic: topicState, name: "state-dir", value: "DIR", unset: "none: sessions are minted anew at every start",
+			beside: uninstall,
 			help: "Folder, on a memory file system, where sessions and the keys of IMDSv2 tokens outlive the agent, for the one " +
-				"that comes after it.",
+				"that comes after it, and where the agents of a node settle whose the redirect is.",
 			want:  "the absolute path of a folder, for example /run/podrole",
 			parse: into(&c.State.Dir, optional(absolute)),
 		}, {

@@ -142,6 +142,13 @@ func annotationKey(s string) (string, error) {
 	return s, nil
 }
 
+func taintKey(s string) (string, error) {
+	if len(validation.IsQualifiedName(s)) > 0 {
+		return "", errors.New("not the key of a taint")
+	}
+	return s, nil
+}
+
 // tagPattern is what the value of a session tag may hold
 // (https://docs.aws.amazon.com/STS/latest/APIReference/API_Tag.html).
 var tagPattern = regexp.MustCompile(`^[\p{L}\p{Z}\p{N}_.:/=+\-@]{1,256}$`)

@@ -52,10 +52,14 @@ func (k *fakeKernel) Run(_ context.Context, stdin, name string, args ...string) 
 		if !slices.Contains(args, "--noflush") || !slices.Contains(args, "--wait=5") {
 			return nil, fmt.Errorf("%s %v: would flush or not wait", name, args)
 		}
-		if err := k.restore(prefix, stdin); err != nil {
+		out, err := k.list(prefix, stdin)
+		if err == nil {
+			err = k.restore(prefix, stdin)
+		}
+		if err != nil {
 			return nil, &CommandError{Command: name, Stderr: err.Error(), Err: errors.New("exit status 2")}
 		}
-		return nil, nil
+		return out, nil
 	}
 	prefix, ok := strings.CutSuffix(name, "-save")
 	if !ok || len(args) > 0 {
@@ -88,6 +92,38 @@ func (k *fakeKernel) save(prefix string) string {
 	return b.String()
 }
 
+// list answers the -S commands of a restore, which must stand alone.
+func (k *fakeKernel) list(prefix, text string) ([]byte, error) {
+	if !strings.Contains(text, "\n-S ") {
+		return nil, nil
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	var b strings.Builder
+	var name string
+	for line := range strings.Lines(text) {
+		command, c, _ := strings.Cut(strings.TrimRight(line, "\n"), " ")
+		rules, known := k.tables[prefix][name][c]
+		switch {
+		case strings.HasPrefix(command, "*"):
+			name = command[1:]
+		case command == "COMMIT":
+		case command != "-S" || prefix == "iptables-legacy" || prefix == "ip6tables-legacy":
+			return nil, fmt.Errorf("line %q failed", line)
+		case slices.Contains(builtins[name], c):
+			fmt.Fprintf(&b, "-P %s ACCEPT\n", c)
+		case !known:
+			return nil, fmt.Errorf("chain %s does not exist", c)
+		default:
+			fmt.Fprintf(&b, "-N %s\n", c)
+		}
+		for _, rule := range rules {
+			fmt.Fprintf(&b, "-A %s %s\n", c, rule)
+		}
+	}
+	return []byte(b.String()), nil
+}
+
 func (t fakeTable) chains() []string { return slices.Sorted(maps.Keys(t)) }
 
 func (k *fakeKernel) restore(prefix, text string) error {
@@ -100,6 +136,9 @@ func (k *fakeKernel) restore(prefix, text string) error {
 	var t fakeTable // a copy, until COMMIT
 	for line := range strings.Lines(text) {
 		line = strings.TrimRight(line, "\n")
+		if strings.HasPrefix(line, "-S ") {
+			continue // answered by list
+		}
 		if table, ok := strings.CutPrefix(line, "*"); ok {
 			name, t = table, fakeTable{}
 			for _, c := range builtins[name] {
@@ -110,8 +149,10 @@ func (k *fakeKernel) restore(prefix, text string) error {
 			}
 			continue
 		}
-		if line == "COMMIT" {
+		if line == "COMMIT" && !strings.Contains(text, "\n-S ") {
 			k.tables[prefix][name] = t
+		}
+		if line == "COMMIT" {
 			continue
 		}
 		if err := t.apply(line); err != nil {

@@ -29,6 +29,15 @@ var (
 	}
 	onlyIPv4 = Rules{Targets: []Target{target4}}
 	bothIPs  = Rules{Targets: []Target{target4, target6}}
+
+	// The addresses at which SDKs look for container credentials lead to the same agent.
+	containerCredentials = Rules{Targets: []Target{
+		target4,
+		{netip.MustParseAddr("169.254.170.2"), target4.Agent},
+		{netip.MustParseAddr("169.254.170.23"), target4.Agent},
+		target6,
+		{netip.MustParseAddr("fd00:ec2::23"), target6.Agent},
+	}}
 )
 
 // step is one thing that happens to a node's rules; exactly one of its fields but the name is set.
@@ -91,6 +100,12 @@ COMMIT
 COMMIT
 `},
 		{name: "ensure again", ensure: &onlyIPv4},
+	},
+	"container-credentials": {
+		{name: "ensure", ensure: &containerCredentials},
+		{name: "without", ensure: &bothIPs},
+		{name: "with name resolution", ensure: &Rules{Targets: containerCredentials.Targets[:2], GuardExceptDNS: true}},
+		{name: "remove", remove: true},
 	},
 	"damage": {
 		{name: "ensure", ensure: &onlyIPv4},
@@ -244,6 +259,9 @@ func mustBeSettled(t *testing.T, name string, redirect *Redirect, recorder *reco
 	if changed, err := redirect.Ensure(t.Context(), rules); changed || err != nil || len(recorder.restores) > 0 {
 		t.Errorf("%s: Ensure once more = %t, %v, wrote %q", name, changed, err, recorder.restores)
 	}
+	if changed, err := redirect.Heal(t.Context(), rules); changed || err != nil || len(recorder.restores) > 0 {
+		t.Errorf("%s: Heal = %t, %v, wrote %q", name, changed, err, recorder.restores)
+	}
 	if differences, err := redirect.Check(t.Context(), rules); len(differences) > 0 || err != nil {
 		t.Errorf("%s: Check = %q, %v", name, differences, err)
 	}
@@ -259,14 +277,14 @@ func newRedirect(t *testing.T, runner Runner, backend Backend) *Redirect {
 	return redirect
 }
 
-// recordingRunner keeps what is handed to iptables-restore.
+// recordingRunner keeps what is handed to iptables-restore to be written.
 type recordingRunner struct {
 	Runner
 	restores []string
 }
 
 func (r *recordingRunner) Run(ctx context.Context, stdin, name string, args ...string) ([]byte, error) {
-	if strings.HasSuffix(name, "-restore") {
+	if strings.HasSuffix(name, "-restore") && !strings.Contains(stdin, "\n-S ") {
 		r.restores = append(r.restores, name+"\n"+stdin)
 	}
 	return r.Runner.Run(ctx, stdin, name, args...)

@@ -47,9 +47,11 @@ func (t *savedTable) takerIn(c *savedChain, n int, p packet, refusals bool, visi
 		case name == "RETURN" && !c.builtin: // goes on behind the jump that led here
 		case refusals && (name == "DROP" || name == "REJECT"):
 		case strings.HasPrefix(name, ownPrefix):
-		case next == nil || isGoto && c.builtin:
+		case isGoto && c.builtin:
 			return rule
-		case hasAnyPrefix(name, settledFirst[:]):
+		case hasAnyPrefix(name, settledFirst[:]) && (next != nil || t.partial):
+		case next == nil:
+			return rule
 		case visited[name]:
 		default:
 			visited[name] = true

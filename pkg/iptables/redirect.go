@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -51,22 +52,36 @@ func NewRedirect(cfg Config) (*Redirect, error) {
 // and retried, a few times. On an error the rules of one family may be in place and those of the other not; calling
 // Ensure again is always right.
 func (d *Redirect) Ensure(ctx context.Context, r Rules) (changed bool, err error) {
+	return d.ensure(ctx, r, func(ctx context.Context, f familyRules) (ruleset, error) {
+		return save(ctx, d.cfg.Runner, d.cfg.Backend, f.family)
+	})
+}
+
+// Heal is Ensure for when Watch has told of a change. With the nft backend it reads no more than our chains and those
+// that lead to them, as long as that is enough to judge, so that it takes tens of milliseconds however many rules others
+// have. What an earlier version of podrole left elsewhere, it does not find; Ensure must have been called before.
+func (d *Redirect) Heal(ctx context.Context, r Rules) (changed bool, err error) {
+	if d.cfg.Backend == Legacy {
+		return d.Ensure(ctx, r) // the kernel has tables as a whole, and so the programs read them as a whole
+	}
+	return d.ensure(ctx, r, d.peek)
+}
+
+func (d *Redirect) ensure(
+	ctx context.Context, r Rules, read func(context.Context, familyRules) (ruleset, error),
+) (changed bool, err error) {
 	if err := r.Validate(); err != nil {
 		return false, fmt.Errorf("ensure iptables rules: %w", err)
 	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	var errs []error
-	for _, t := range r.Targets {
-		familyChanged, err := d.settle(ctx, familyOf(t.Metadata), func(saved ruleset) (plan, error) {
-			return planEnsure(saved, t.tables(r.GuardExceptDNS))
+	var goals []*goal
+	for _, f := range r.byFamily() {
+		goals = append(goals, &goal{
+			family: f.family,
+			read:   func() (ruleset, error) { return read(ctx, f) },
+			plan:   func(saved ruleset) (plan, error) { return planEnsure(saved, f.tables()) },
 		})
-		changed = changed || familyChanged
-		if err != nil {
-			errs = append(errs, fmt.Errorf("ensure %s rules: %w", familyOf(t.Metadata), err))
-		}
 	}
-	return changed, errors.Join(errs...)
+	return d.settle(ctx, "ensure", goals)
 }
 
 // Check says, one line each, in what the kernel's rules differ from r. It changes nothing.
@@ -74,18 +89,17 @@ func (d *Redirect) Check(ctx context.Context, r Rules) (differences []string, er
 	if err := r.Validate(); err != nil {
 		return nil, fmt.Errorf("check iptables rules: %w", err)
 	}
-	for _, t := range r.Targets {
-		f := familyOf(t.Metadata)
-		saved, err := save(ctx, d.cfg.Runner, d.cfg.Backend, f)
+	for _, f := range r.byFamily() {
+		saved, err := save(ctx, d.cfg.Runner, d.cfg.Backend, f.family)
 		if err != nil {
-			return nil, fmt.Errorf("check %s rules: %w", f, err)
+			return nil, fmt.Errorf("check %s rules: %w", f.family, err)
 		}
-		p, err := planEnsure(saved, t.tables(r.GuardExceptDNS))
+		p, err := planEnsure(saved, f.tables())
 		if err != nil {
-			return nil, fmt.Errorf("check %s rules: %w", f, err)
+			return nil, fmt.Errorf("check %s rules: %w", f.family, err)
 		}
 		for _, reason := range p.reasons {
-			differences = append(differences, f.String()+" "+reason)
+			differences = append(differences, f.family.String()+" "+reason)
 		}
 	}
 	return differences, nil
@@ -94,60 +108,84 @@ func (d *Redirect) Check(ctx context.Context, r Rules) (differences []string, er
 // Remove takes our chains and the jumps to them out of both families, of whatever version they are, and touches
 // nothing else. Where there are none, it changes nothing.
 func (d *Redirect) Remove(ctx context.Context) (changed bool, err error) {
+	var goals []*goal
+	for _, f := range []family{ipv4, ipv6} {
+		goals = append(goals, &goal{
+			family: f,
+			read:   func() (ruleset, error) { return save(ctx, d.cfg.Runner, d.cfg.Backend, f) },
+			plan:   planRemove,
+		})
+	}
+	return d.settle(ctx, "remove", goals)
+}
+
+// goal is how the tables of a family are to be.
+type goal struct {
+	family family
+	read   func() (ruleset, error)
+	plan   func(ruleset) (plan, error)
+
+	written int // how often
+	failed  error
+}
+
+// settle reads, plans and writes until what it reads needs no change. All families are written to before the first
+// is read back.
+func (d *Redirect) settle(ctx context.Context, verb string, goals []*goal) (changed bool, err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	var errs []error
-	for _, f := range []family{ipv4, ipv6} {
-		familyChanged, err := d.settle(ctx, f, planRemove)
-		changed = changed || familyChanged
-		if err != nil {
-			errs = append(errs, fmt.Errorf("remove %s rules: %w", f, err))
-		}
+	for len(goals) > 0 {
+		goals = slices.DeleteFunc(goals, func(g *goal) bool {
+			wrote, done, err := d.approach(ctx, g)
+			changed = changed || wrote
+			if err != nil {
+				errs = append(errs, fmt.Errorf("%s %s rules: %w", verb, g.family, err))
+			}
+			return done
+		})
 	}
 	return changed, errors.Join(errs...)
 }
 
-// settle reads, plans and writes until what it reads needs no change.
-func (d *Redirect) settle(
-	ctx context.Context, f family, planFor func(ruleset) (plan, error),
-) (changed bool, err error) {
-	var failed error
-	for attempt := 0; ; attempt++ {
-		saved, err := save(ctx, d.cfg.Runner, d.cfg.Backend, f)
-		if err != nil {
-			return changed, err
-		}
-		p, err := planFor(saved)
-		switch {
-		case err != nil:
-			return changed, err
-		case p.restore == "":
-			return changed, nil
-		case attempt == attempts && failed != nil:
-			return changed, failed
-		case attempt == attempts:
-			return changed, fmt.Errorf("rules do not stay as written: %q: find what else writes these chains "+
-				"(nft monitor shows it, for the nft backend)", p.reasons)
-		}
-		if failed = d.restore(ctx, f, p.restore); failed != nil {
-			if ctx.Err() != nil {
-				return changed, failed
-			}
-			continue
-		}
-		changed = true
-		d.cfg.Logger.Info("iptables rules changed",
-			"family", f.String(), "backend", string(d.cfg.Backend), "reasons", p.reasons)
+// approach reads a family once and writes what differs. It is done when nothing does, or when there is no more hope.
+func (d *Redirect) approach(ctx context.Context, g *goal) (wrote, done bool, err error) {
+	saved, err := g.read()
+	if err != nil {
+		return false, true, err
 	}
+	p, err := g.plan(saved)
+	switch {
+	case err != nil:
+		return false, true, err
+	case p.restore == "":
+		return false, true, nil
+	case g.written == attempts && g.failed != nil:
+		return false, true, g.failed
+	case g.written == attempts:
+		return false, true, fmt.Errorf("rules do not stay as written: %q: find what else writes these chains "+
+			"(nft monitor shows it, for the nft backend)", p.reasons)
+	}
+	g.written++
+	if g.failed = d.restore(ctx, g.family, p.restore); g.failed != nil {
+		if ctx.Err() != nil {
+			return false, true, g.failed
+		}
+		return false, false, nil
+	}
+	d.cfg.Logger.Info("iptables rules changed",
+		"family", g.family.String(), "backend", string(d.cfg.Backend), "reasons", p.reasons)
+	return true, false, nil
 }
 
 // restore hands text to iptables-restore. Tables that it does not mention, and chains that it does not declare, stay
 // as they are.
 func (d *Redirect) restore(ctx context.Context, f family, text string) error {
-	_, err := d.cfg.Runner.Run(ctx, text, program(f, d.cfg.Backend, "restore"),
-		"--noflush", "--wait="+strconv.Itoa(int(lockWait.Seconds())))
+	_, err := d.cfg.Runner.Run(ctx, text, program(f, d.cfg.Backend, "restore"), "--noflush", restoreWait())
 	return err
 }
+
+func restoreWait() string { return "--wait=" + strconv.Itoa(int(lockWait.Seconds())) }
 
 // save reads all tables of a family. Naming a table would make the legacy backend create it.
 func save(ctx context.Context, r Runner, b Backend, f family) (ruleset, error) {

@@ -21,7 +21,9 @@ func TestValidate(t *testing.T) {
 		"itself":      {{target4.Metadata, netip.AddrPortFrom(target4.Metadata, 80)}},
 		"mapped":      {{address("::ffff:169.254.169.254"), target6.Agent}},
 		"zone":        {{target6.Metadata, netip.AddrPortFrom(address("fe80::1%eth0"), 80)}},
-		"two-of-ipv4": {target4, target6, {address("169.254.170.23"), target4.Agent}},
+		"two-ports":   {target4, {address("169.254.170.23"), netip.AddrPortFrom(target4.Agent.Addr(), 1)}},
+		"two-agents":  {target4, {address("169.254.170.23"), netip.MustParseAddrPort("169.254.77.2:41001")}},
+		"twice":       {target4, target6, target4},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -33,8 +35,10 @@ func TestValidate(t *testing.T) {
 			}
 		})
 	}
-	if err := bothIPs.Validate(); err != nil {
-		t.Errorf("Validate of good rules = %v", err)
+	for _, good := range []Rules{bothIPs, containerCredentials} {
+		if err := good.Validate(); err != nil {
+			t.Errorf("Validate of good rules = %v", err)
+		}
 	}
 	if _, err := NewRedirect(Config{Backend: Auto}); err == nil {
 		t.Error("NewRedirect took the backend auto")

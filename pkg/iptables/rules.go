@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 )
 
 // ownPrefix marks the chains that belong to podrole, of this version or another.
@@ -18,19 +19,19 @@ const (
 // metadataPort is the only port of the metadata address that is served, by EC2 as by us.
 const metadataPort = 80
 
-// Rules is what the Redirect should be. Each address family is described by its own Target; the rules of a family
-// without one are left as they are.
+// Rules is what the Redirect should be. The rules of an address family without a Target are left as they are.
 type Rules struct {
-	// Targets holds at most one entry per address family, and at least one.
+	// Targets holds at least one entry. Those of one address family differ in their metadata address alone.
 	Targets []Target
-	// GuardExceptDNS lets port 53 of the metadata address through (udp and tcp): on Google Compute Engine the
+	// GuardExceptDNS lets port 53 of the metadata addresses through (udp and tcp): on Google Compute Engine the
 	// metadata address is also the node's resolver.
 	GuardExceptDNS bool
 }
 
-// Target is where the metadata address of one family leads.
+// Target is where a metadata address leads.
 type Target struct {
-	// Metadata is the address that pods ask: 169.254.169.254 or fd00:ec2::254. Required.
+	// Metadata is the address that pods ask: 169.254.169.254 or fd00:ec2::254, or one at which SDKs look for container
+	// credentials (169.254.170.2, 169.254.170.23, fd00:ec2::23). Required.
 	Metadata netip.Addr
 	// Agent is where the agent listens: its address on lo, of the same family, and its port. Required.
 	Agent netip.AddrPort
@@ -42,7 +43,8 @@ func (r Rules) Validate() error {
 		return errors.New("rules name no target: give at least one metadata and agent address")
 	}
 	var errs []error
-	seen := map[family]bool{}
+	agents := map[family]netip.AddrPort{}
+	seen := map[netip.Addr]bool{}
 	for _, t := range r.Targets {
 		metadata, agent := t.Metadata, t.Agent.Addr()
 		switch {
@@ -59,13 +61,40 @@ func (r Rules) Validate() error {
 		case t.Agent.Port() == 0:
 			errs = append(errs, fmt.Errorf("target %v to %v lacks a port", metadata, agent))
 		}
-		if f := familyOf(metadata); seen[f] {
-			errs = append(errs, fmt.Errorf("target %v is the second of %s: one is supported", metadata, f))
-		} else {
-			seen[f] = true
+		if seen[metadata] {
+			errs = append(errs, fmt.Errorf("target %v is named twice", metadata))
 		}
+		seen[metadata] = true
+		f := familyOf(metadata)
+		if first, ok := agents[f]; ok && first != t.Agent {
+			errs = append(errs, fmt.Errorf("targets of %s lead to %v and to %v: give them one agent", f, first, t.Agent))
+		}
+		agents[f] = t.Agent
 	}
 	return errors.Join(errs...)
+}
+
+// familyRules is what Rules wants of one family.
+type familyRules struct {
+	family    family
+	metadata  []netip.Addr
+	agent     netip.AddrPort
+	exceptDNS bool
+}
+
+// byFamily returns the families in the order in which the targets name them. r must be valid.
+func (r Rules) byFamily() []familyRules {
+	var all []familyRules
+	for _, t := range r.Targets {
+		f := familyOf(t.Metadata)
+		i := slices.IndexFunc(all, func(have familyRules) bool { return have.family == f })
+		if i < 0 {
+			i = len(all)
+			all = append(all, familyRules{family: f, agent: t.Agent, exceptDNS: r.GuardExceptDNS})
+		}
+		all[i].metadata = append(all[i].metadata, t.Metadata)
+	}
+	return all
 }
 
 // family is an address family, by the name of its programs.
@@ -97,6 +126,17 @@ type table struct {
 	jumps  []jump
 }
 
+// hooks returns the built-in chains that hold our jumps.
+func (t table) hooks() []string {
+	var names []string
+	for _, j := range t.jumps {
+		if !slices.Contains(names, j.from) {
+			names = append(names, j.from)
+		}
+	}
+	return names
+}
+
 // chain is a chain of ours with its rules, each as iptables-save prints it after "-A NAME".
 type chain struct {
 	name  string
@@ -111,12 +151,12 @@ type jump struct {
 	sees packet
 }
 
-// tables returns the wanted tables of a target, in the order in which they go in: the guard before the redirect.
-func (t Target) tables(exceptDNS bool) []table {
-	metadata, agent := t.Metadata, t.Agent.Addr()
-	toMetadata, toAgent := "-d "+hostPrefix(metadata), "-d "+hostPrefix(agent)
+// tables returns the wanted tables, in the order in which they go in: the guard before the redirect.
+func (r familyRules) tables() []table {
+	agent := r.agent.Addr()
+	toAgent := "-d " + hostPrefix(agent)
 	unreachable := "icmp-port-unreachable"
-	if metadata.Is6() {
+	if agent.Is6() {
 		unreachable = "icmp6-port-unreachable"
 	}
 	// A reset where there is something to reset: a client sees "connection refused" at once, not a time-out.
@@ -126,45 +166,42 @@ func (t Target) tables(exceptDNS bool) []table {
 			comment(why)[1:] + " -j REJECT --reject-with " + unreachable,
 		}
 	}
-	var dns []string
-	if exceptDNS {
-		for _, proto := range []string{"udp", "tcp"} {
-			dns = append(dns, fmt.Sprintf("%s -p %s -m %[2]s --dport 53%s -j RETURN",
-				toMetadata, proto, comment("name resolution")))
+	filter := table{name: "filter", jumps: []jump{
+		{"INPUT", toAgent + comment("to the agent") + " -j " + chainInput, packet{dst: agent}},
+	}}
+	nat := table{name: "nat"}
+	var redirected, dns []string
+	for _, metadata := range r.metadata {
+		toMetadata := "-d " + hostPrefix(metadata)
+		// The original destination closes the way for other tools' DNAT, such as that of a Service.
+		redirected = append(redirected,
+			fmt.Sprintf("-m conntrack --ctstate DNAT --ctorigdst %s", metadata)+comment("redirected")+" -j RETURN")
+		if r.exceptDNS {
+			for _, proto := range []string{"udp", "tcp"} {
+				dns = append(dns, fmt.Sprintf("%s -p %s -m %[2]s --dport 53%s -j RETURN",
+					toMetadata, proto, comment("name resolution")))
+			}
 		}
+		filter.jumps = append(filter.jumps,
+			jump{"FORWARD", toMetadata + comment("metadata guard") + " -j " + chainForward, packet{dst: metadata}})
+		nat.jumps = append(nat.jumps,
+			jump{"PREROUTING", toMetadata + comment("metadata redirect") + " -j " + chainPrerouting,
+				packet{dst: metadata, proto: "tcp", dport: metadataPort}})
 	}
-	return []table{
-		{
-			name: "filter",
-			chains: []chain{
-				{chainInput, append([]string{
-					// The original destination closes the way for other tools' DNAT, such as that of a Service.
-					fmt.Sprintf("-m conntrack --ctstate DNAT --ctorigdst %s", metadata) + comment("redirected") + " -j RETURN",
-					// The node's own connections to the address come from it too, and so the refusals below go to it.
-					"-m conntrack --ctstate RELATED" + comment("errors and refusals") + " -j RETURN",
-				}, reject("not redirected")...)},
-				{chainForward, append(dns, reject("not for the network")...)},
-			},
-			jumps: []jump{
-				{"INPUT", toAgent + comment("to the agent") + " -j " + chainInput, packet{dst: agent}},
-				{"FORWARD", toMetadata + comment("metadata guard") + " -j " + chainForward, packet{dst: metadata}},
-				{"FORWARD", toAgent + comment("agent guard") + " -j " + chainForward, packet{dst: agent}},
-			},
-		},
-		{
-			name: "nat",
-			chains: []chain{
-				{chainPrerouting, []string{
-					fmt.Sprintf("-p tcp -m tcp --dport %d%s -j DNAT --to-destination %s",
-						metadataPort, comment("to the agent"), t.Agent),
-				}},
-			},
-			jumps: []jump{{
-				"PREROUTING", toMetadata + comment("metadata redirect") + " -j " + chainPrerouting,
-				packet{dst: metadata, proto: "tcp", dport: metadataPort},
-			}},
-		},
+	filter.jumps = append(filter.jumps,
+		jump{"FORWARD", toAgent + comment("agent guard") + " -j " + chainForward, packet{dst: agent}})
+	filter.chains = []chain{
+		{chainInput, slices.Concat(redirected, []string{
+			// The node's own connections to the address come from it too, and so the refusals below go to it.
+			"-m conntrack --ctstate RELATED" + comment("errors and refusals") + " -j RETURN",
+		}, reject("not redirected"))},
+		{chainForward, append(dns, reject("not for the network")...)},
 	}
+	nat.chains = []chain{{chainPrerouting, []string{
+		fmt.Sprintf("-p tcp -m tcp --dport %d%s -j DNAT --to-destination %s",
+			metadataPort, comment("to the agent"), r.agent),
+	}}}
+	return []table{filter, nat}
 }
 
 // comment names the owner in every rule, for whoever reads the table at night.

@@ -17,6 +17,8 @@ type savedTable struct {
 	chains map[string]*savedChain
 	// foreign is set where the table holds nft expressions that iptables cannot show: its text is then unknown.
 	foreign bool
+	// partial is set where chains that the table may have were not read.
+	partial bool
 }
 
 // savedChain is a chain with its rules, each as printed after "-A NAME". Rules are split into words only when

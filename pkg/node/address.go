@@ -91,12 +91,42 @@ func (r *Redirect) ensureAddress(addr netip.Addr) (changed bool, err error) {
 		changed = true
 	}
 	if state.right {
-		return changed, nil
+		routeChanged, err := r.ensureLocalRoute(addr)
+		return changed || routeChanged, err
 	}
 	if err := r.handle.AddrAdd(nil, agentAddress(addr)); err != nil && !errors.Is(err, unix.EEXIST) {
 		return changed, ipv6Remedy(addr, err)
 	}
 	r.cfg.Logger.Info("agent address added to lo", "address", addr)
+	return true, nil
+}
+
+// localRoute is the route that the kernel adds with the address, by which it knows packets for it as its own.
+func localRoute(addr netip.Addr) *netlink.Route {
+	route := &netlink.Route{
+		LinkIndex: loIndex, Dst: hostNet(addr), Table: unix.RT_TABLE_LOCAL, Type: unix.RTN_LOCAL, Protocol: unix.RTPROT_KERNEL,
+	}
+	if addr.Is4() {
+		route.Scope, route.Src = unix.RT_SCOPE_HOST, addr.AsSlice()
+	}
+	return route
+}
+
+// ensureLocalRoute adds the route where somebody has deleted it and left the address.
+func (r *Redirect) ensureLocalRoute(addr netip.Addr) (changed bool, err error) {
+	routes, err := r.handle.RouteGet(addr.AsSlice())
+	if err == nil && len(routes) > 0 && routes[0].Type == unix.RTN_LOCAL {
+		return false, nil
+	}
+	switch err := r.handle.RouteAdd(localRoute(addr)); {
+	case errors.Is(err, unix.EEXIST): // it is there, and the node's policy leads elsewhere
+		return false, nil
+	case errors.Is(err, unix.ENETDOWN):
+		return false, fmt.Errorf("add its local route: %w: interface lo is down: set it up (ip link set lo up)", err)
+	case err != nil:
+		return false, fmt.Errorf("add its local route: %w", err)
+	}
+	r.cfg.Logger.Info("local route of the agent address added", "address", addr)
 	return true, nil
 }
 
@@ -117,6 +147,10 @@ func (r *Redirect) removeAddress(addr netip.Addr) (changed bool, err error) {
 			return changed, err
 		}
 		changed = true
+	}
+	// It goes with the address, but for one of IPv6 that was added by ensureLocalRoute.
+	if err := r.handle.RouteDel(localRoute(addr)); err != nil && !errors.Is(err, unix.ESRCH) {
+		return changed, fmt.Errorf("delete its local route: %w", err)
 	}
 	return changed, nil
 }

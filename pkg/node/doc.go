@@ -9,6 +9,7 @@
 //	        [to AGENT:PORT]       0  from all lookup local                ──▶   [redirected?]
 //	                              1  to AGENT lookup local
 //	                              2  to AGENT prohibit                    ──▶ refused: the address is gone
+//	                              3  from AGENT to POD iif lo lookup N        (only to pods with tables of their own)
 //	                              4  to METADATA dport 53 goto 8              (only with GuardExceptDNS)
 //	                              5  iif lo to METADATA goto 8                the node itself
 //	                              6  to METADATA prohibit                 ──▶ refused: the redirect is gone
@@ -20,8 +21,8 @@
 //
 // DNAT comes before routing, so redirected packets never meet the metadata rules. Those of the agent's address stand
 // where a CNI moved the lookup of table local behind its own rules (Amazon VPC CNI with security groups for pods in
-// strict mode, Cilium). The node's own requests go on past the guard, and not to table main: its metadata route may
-// be anywhere. Priority 3 is left for the replies of such pods.
+// strict mode, Cilium); in that strict mode the way to a pod is in a table of the pod's own, and answers to it are led
+// there. The node's own requests go on past the guard, and not to table main: its metadata route may be anywhere.
 //
 // The rules bear protocol "kernel", which keeps systemd-networkd from deleting them as foreign
 // (networkd.conf(5), ManageForeignRoutingPolicyRules). Rules of that protocol with priorities 1 to 9 are ours.

@@ -17,6 +17,7 @@ import (
 const (
 	priorityAgentLocal    = 1
 	priorityAgentProhibit = 2
+	priorityReply         = 3
 	priorityMetadataDNS   = 4
 	priorityMetadataNode  = 5
 	priorityMetadataElse  = 6
@@ -34,6 +35,7 @@ type policyRule struct {
 	action   uint8 // nl.FR_ACT_*
 	table    int   // of FR_ACT_TO_TBL
 	target   int   // of FR_ACT_GOTO
+	from     netip.Prefix
 	to       netip.Prefix
 	iif      string
 	ipProto  int
@@ -45,6 +47,9 @@ type policyRule struct {
 func (p policyRule) String() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%d:", p.priority)
+	if p.from.IsValid() {
+		fmt.Fprintf(&b, " from %v", p.from)
+	}
 	if p.to.IsValid() {
 		fmt.Fprintf(&b, " to %v", p.to)
 	}
@@ -75,114 +80,138 @@ func (p policyRule) String() string {
 	return b.String()
 }
 
-// guardRules returns the guard of a target, in the order in which it goes in: first what lets the node's own packets
+// guardRules returns the guard of a family, in the order in which it goes in: first what lets the node's own packets
 // pass, then what prohibits, so that the node never loses its metadata.
-func guardRules(t Target, exceptDNS bool) []policyRule {
-	family := familyOf(t.Metadata)
-	metadata := netip.PrefixFrom(t.Metadata, t.Metadata.BitLen())
-	agent := netip.PrefixFrom(t.Agent, t.Agent.BitLen())
-	past := policyRule{family: family, action: nl.FR_ACT_GOTO, target: priorityPast, to: metadata}
-
+func guardRules(f family, exceptDNS bool) []policyRule {
+	agent := hostPrefix(f.agent)
 	rules := []policyRule{
-		{family: family, priority: priorityPast, action: nl.FR_ACT_NOP},
-		{family: family, priority: priorityAgentLocal, action: nl.FR_ACT_TO_TBL, table: unix.RT_TABLE_LOCAL, to: agent},
-		{family: family, priority: priorityAgentProhibit, action: nl.FR_ACT_PROHIBIT, to: agent},
+		{family: f.number, priority: priorityPast, action: nl.FR_ACT_NOP},
+		{family: f.number, priority: priorityAgentLocal, action: nl.FR_ACT_TO_TBL, table: unix.RT_TABLE_LOCAL, to: agent},
+		{family: f.number, priority: priorityAgentProhibit, action: nl.FR_ACT_PROHIBIT, to: agent},
 	}
-	if exceptDNS {
-		for _, proto := range []int{unix.IPPROTO_UDP, unix.IPPROTO_TCP} {
-			dns := past
-			dns.priority, dns.ipProto, dns.dport = priorityMetadataDNS, proto, dnsPort
-			rules = append(rules, dns)
+	for _, metadata := range f.metadata {
+		to := hostPrefix(metadata)
+		past := policyRule{family: f.number, action: nl.FR_ACT_GOTO, target: priorityPast, to: to}
+		if exceptDNS {
+			for _, proto := range []int{unix.IPPROTO_UDP, unix.IPPROTO_TCP} {
+				dns := past
+				dns.priority, dns.ipProto, dns.dport = priorityMetadataDNS, proto, dnsPort
+				rules = append(rules, dns)
+			}
 		}
+		node := past
+		node.priority, node.iif = priorityMetadataNode, "lo"
+		rules = append(rules, node,
+			policyRule{family: f.number, priority: priorityMetadataElse, action: nl.FR_ACT_PROHIBIT, to: to})
 	}
-	node := past
-	node.priority, node.iif = priorityMetadataNode, "lo"
-	return append(rules, node,
-		policyRule{family: family, priority: priorityMetadataElse, action: nl.FR_ACT_PROHIBIT, to: metadata})
+	return rules
 }
 
-// listedRule is a rule of ours as the kernel has it.
+func hostPrefix(addr netip.Addr) netip.Prefix { return netip.PrefixFrom(addr, addr.BitLen()) }
+
+// listedRule is a rule as the kernel has it.
 type listedRule struct {
 	policyRule
-	msg []byte // the whole of it, by which alone the kernel deletes exactly this one
+	protocol uint8
+	msg      []byte // the whole of it, by which alone the kernel deletes exactly this one
 }
 
-// settleAttempts bounds how often the guard of a target is changed and read back in one call.
+// settleAttempts bounds how often the guard of a family is changed and read back in one call.
 const settleAttempts = 3
 
-// ensureGuard adds the rules that are missing, of every target, and then deletes those of ours that it does not want.
+// ensureGuard adds the rules that are missing, of every family, and then deletes those of ours that it does not want.
 func (r *Redirect) ensureGuard() (changed bool, err error) {
 	var errs []error
-	for _, t := range r.cfg.Targets {
-		targetChanged, err := r.settleGuard(t)
-		changed = changed || targetChanged
+	for _, f := range r.families {
+		familyChanged, err := r.settleGuard(f)
+		changed = changed || familyChanged
 		if err != nil {
-			errs = append(errs, fmt.Errorf("ensure guard of %v: %w", t.Metadata, ipv6Remedy(t.Metadata, err)))
+			errs = append(errs, fmt.Errorf("ensure %s guard: %w", f, ipv6Remedy(f.agent, err)))
 		}
 	}
 	return changed, errors.Join(errs...)
 }
 
-// settleGuard changes the guard of t until what it reads needs no change.
-func (r *Redirect) settleGuard(t Target) (changed bool, err error) {
+// settleGuard changes the guard of a family until what it reads needs no change.
+func (r *Redirect) settleGuard(f family) (changed bool, err error) {
 	for attempt := 0; ; attempt++ {
-		missing, stale, err := r.guardDiff(t)
+		diff, err := r.guardDiff(f)
 		switch {
 		case err != nil:
 			return changed, err
-		case len(missing)+len(stale) == 0:
-			return changed, nil
+		case len(diff.missing)+len(diff.stale) == 0:
+			return changed, diff.blind
 		case attempt == settleAttempts:
 			return changed, fmt.Errorf("policy rules do not stay as written (%v missing, %v too many): "+
-				"find what else writes them with \"ip monitor rule\"", missing, stale)
+				"find what else writes them with \"ip monitor rule\"", diff.missing, diff.stale)
 		}
-		for _, rule := range missing {
+		for _, rule := range diff.missing {
 			if err := r.handle.RuleAdd(rule.netlink()); err != nil && !errors.Is(err, unix.EEXIST) {
 				return changed, fmt.Errorf("add policy rule %q: %w", rule, err)
 			}
 			changed = true
 		}
-		for _, rule := range stale {
+		for _, rule := range diff.stale {
 			if err := r.deleteRule(rule); err != nil {
 				return changed, err
 			}
 			changed = true
 		}
-		r.cfg.Logger.Info("guard changed", "address", t.Metadata,
-			"added", fmt.Sprint(missing), "deleted", fmt.Sprint(stale))
+		r.cfg.Logger.Info("guard changed", "family", f.String(),
+			"added", fmt.Sprint(diff.missing), "deleted", fmt.Sprint(diff.stale))
 	}
 }
 
-// guardDiff compares the guard of t with what the kernel has: missing in the order in which it is to go in, stale in
-// the order in which it is to leave.
-func (r *Redirect) guardDiff(t Target) (missing []policyRule, stale []listedRule, err error) {
-	have, err := r.ourRules(familyOf(t.Metadata))
+// guardDiff is in what the guard of a family differs from what it should be.
+type guardDiff struct {
+	missing []policyRule // in the order in which they are to go in
+	stale   []listedRule // in the order in which they are to leave
+	// blind is why it is not known which pods have tables of their own. The rules for answers to them then count as
+	// right as they are.
+	blind error
+}
+
+// guardDiff compares the guard of a family with what the kernel has.
+func (r *Redirect) guardDiff(f family) (diff guardDiff, err error) {
+	all, err := r.allRules(f.number)
 	if err != nil {
-		return nil, nil, fmt.Errorf("list policy rules: %w", err)
+		return guardDiff{}, fmt.Errorf("list policy rules: %w", err)
 	}
-	want := guardRules(t, r.cfg.GuardExceptDNS)
+	have := ours(all)
+	want := guardRules(f, r.cfg.GuardExceptDNS)
+	replies, err := r.replyRules(f, all)
+	if err != nil {
+		diff.blind = fmt.Errorf("find pods with routing tables of their own: %w", err)
+		for _, rule := range have {
+			if rule.priority == priorityReply {
+				replies = append(replies, rule.policyRule)
+			}
+		}
+	}
+	want = append(want, replies...)
 	seen := map[policyRule]bool{}
 	for _, rule := range have {
 		if !slices.Contains(want, rule.policyRule) || seen[rule.policyRule] {
-			stale = append(stale, rule)
+			diff.stale = append(diff.stale, rule)
 		}
 		seen[rule.policyRule] = true
 	}
 	for _, rule := range want {
 		if !seen[rule] {
-			missing = append(missing, rule)
+			diff.missing = append(diff.missing, rule)
 		}
 	}
-	slices.SortStableFunc(stale, byRemoval)
-	return missing, stale, nil
+	slices.SortStableFunc(diff.stale, byRemoval)
+	return diff, nil
 }
 
-// removeGuard deletes all our rules of t's family.
-func (r *Redirect) removeGuard(t Target) (changed bool, err error) {
-	have, err := r.ourRules(familyOf(t.Metadata))
+// removeGuard deletes all our rules of a family.
+func (r *Redirect) removeGuard(f family) (changed bool, err error) {
+	all, err := r.allRules(f.number)
 	if err != nil {
 		return false, fmt.Errorf("list policy rules: %w", err)
 	}
+	have := ours(all)
 	slices.SortStableFunc(have, byRemoval)
 	for _, rule := range have {
 		if err := r.deleteRule(rule); err != nil {
@@ -229,8 +258,11 @@ func (p policyRule) netlink() *netlink.Rule {
 	if p.action == nl.FR_ACT_GOTO {
 		rule.Goto = p.target
 	}
+	if p.from.IsValid() {
+		rule.Src = ipNet(p.from)
+	}
 	if p.to.IsValid() {
-		rule.Dst = &net.IPNet{IP: p.to.Addr().AsSlice(), Mask: net.CIDRMask(p.to.Bits(), p.to.Addr().BitLen())}
+		rule.Dst = ipNet(p.to)
 	}
 	rule.IifName, rule.IPProto = p.iif, p.ipProto
 	if p.dport != 0 {
@@ -239,11 +271,26 @@ func (p policyRule) netlink() *netlink.Rule {
 	return rule
 }
 
+func ipNet(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}
+
 // dumpRetries is how often a listing that was interrupted by a change is begun anew.
 const dumpRetries = 3
 
-// ourRules lists the rules with protocol kernel and priorities 1 to 9, in the kernel's order.
-func (r *Redirect) ourRules(family int) ([]listedRule, error) {
+// ours returns the rules that are ours.
+func ours(all []listedRule) []listedRule {
+	var have []listedRule
+	for _, rule := range all {
+		if isOurs(rule.policyRule, rule.protocol) {
+			have = append(have, rule)
+		}
+	}
+	return have
+}
+
+// allRules lists the rules of a family, in the kernel's order.
+func (r *Redirect) allRules(family int) ([]listedRule, error) {
 	for attempt := 0; ; attempt++ {
 		req := nl.NewNetlinkRequest(unix.RTM_GETRULE, unix.NLM_F_DUMP)
 		req.Sockets = r.sockets
@@ -257,17 +304,16 @@ func (r *Redirect) ourRules(family int) ([]listedRule, error) {
 		if err != nil {
 			continue
 		}
-		var ours []listedRule
+		var all []listedRule
 		for _, msg := range msgs {
 			rule, protocol, err := parseRule(msg)
 			if err != nil {
 				return nil, err
 			}
-			if rule.family == family && protocol == unix.RTPROT_KERNEL &&
-				rule.priority >= 1 && rule.priority <= priorityLast {
-				ours = append(ours, listedRule{policyRule: rule, msg: msg})
+			if rule.family == family {
+				all = append(all, listedRule{policyRule: rule, protocol: protocol, msg: msg})
 			}
 		}
-		return ours, nil
+		return all, nil
 	}
 }

@@ -15,23 +15,25 @@ import (
 var (
 	target4 = Target{netip.MustParseAddr("169.254.169.254"), netip.MustParseAddr("169.254.77.1")}
 	target6 = Target{netip.MustParseAddr("fd00:ec2::254"), netip.MustParseAddr("fd7a:706f:6472::1")}
+
+	credentials4 = Target{netip.MustParseAddr("169.254.170.2"), target4.Agent}
 )
 
 func TestGuardRules(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
-		target    Target
+		targets   []Target
 		exceptDNS bool
 		want      []string // in the order in which they go in
 	}{
-		"ipv4": {target4, false, []string{
+		"ipv4": {[]Target{target4}, false, []string{
 			"8: nop",
 			"1: to 169.254.77.1/32 lookup 255",
 			"2: to 169.254.77.1/32 prohibit",
 			"5: to 169.254.169.254/32 iif lo goto 8",
 			"6: to 169.254.169.254/32 prohibit",
 		}},
-		"ipv6-except-dns": {target6, true, []string{
+		"ipv6-except-dns": {[]Target{target6}, true, []string{
 			"8: nop",
 			"1: to fd7a:706f:6472::1/128 lookup 255",
 			"2: to fd7a:706f:6472::1/128 prohibit",
@@ -40,11 +42,20 @@ func TestGuardRules(t *testing.T) {
 			"5: to fd00:ec2::254/128 iif lo goto 8",
 			"6: to fd00:ec2::254/128 prohibit",
 		}},
+		"container-credentials": {[]Target{target4, credentials4}, false, []string{
+			"8: nop",
+			"1: to 169.254.77.1/32 lookup 255",
+			"2: to 169.254.77.1/32 prohibit",
+			"5: to 169.254.169.254/32 iif lo goto 8",
+			"6: to 169.254.169.254/32 prohibit",
+			"5: to 169.254.170.2/32 iif lo goto 8",
+			"6: to 169.254.170.2/32 prohibit",
+		}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			var got []string
-			for _, rule := range guardRules(c.target, c.exceptDNS) {
+			for _, rule := range guardRules(byFamily(c.targets)[0], c.exceptDNS) {
 				got = append(got, rule.String())
 				if rule.priority < 1 || rule.priority > priorityLast {
 					t.Errorf("%s is not among the priorities that are ours", rule)
@@ -68,13 +79,14 @@ func TestValidate(t *testing.T) {
 		"mapped":     {{target6.Metadata, address("::ffff:169.254.77.1")}},
 		"zone":       {{target6.Metadata, address("fe80::1%eth0")}},
 		"link-local": {{target6.Metadata, address("fe80::1")}},
-		"two":        {target4, {address("169.254.170.23"), address("169.254.77.2")}},
+		"two-agents": {target4, {credentials4.Metadata, address("169.254.77.2")}},
+		"twice":      {target4, target6, target4},
 	} {
 		if err := validate(targets); err == nil {
 			t.Errorf("%s: validate(%v) = nil", name, targets)
 		}
 	}
-	if err := validate([]Target{target4, target6}); err != nil {
+	if err := validate([]Target{target4, credentials4, target6}); err != nil {
 		t.Errorf("validate of good targets = %v", err)
 	}
 }
@@ -122,7 +134,7 @@ func TestParseRule(t *testing.T) {
 			"5: to 169.254.169.254/32 attribute 24 35003600  prohibit"},
 		"source": {ruleMessage(unix.AF_INET, 32, nl.FR_ACT_PROHIBIT, priority, dst, proto,
 			nl.NewRtAttr(nl.FRA_SRC, []byte{10, 0, 0, 1})),
-			"5: to 169.254.169.254/32 from 10.0.0.1/0  prohibit"},
+			"5: from 10.0.0.1/0 to 169.254.169.254/32 prohibit"},
 	} {
 		rule, protocol, err := parseRule(c.msg)
 		if err != nil || protocol != unix.RTPROT_KERNEL || rule.String() != c.want {
@@ -135,8 +147,8 @@ func TestParseRule(t *testing.T) {
 }
 
 func FuzzParseRule(f *testing.F) {
-	for _, target := range []Target{target4, target6} {
-		for _, rule := range guardRules(target, true) {
+	for _, family := range byFamily([]Target{target4, target6}) {
+		for _, rule := range guardRules(family, true) {
 			f.Add(ruleMessage(byte(rule.family), byte(rule.to.Bits()), rule.action,
 				nl.NewRtAttr(nl.FRA_PRIORITY, u32(uint32(rule.priority))), nl.NewRtAttr(nl.FRA_DST, rule.to.Addr().AsSlice()),
 				nl.NewRtAttr(nl.FRA_DPORT_RANGE, []byte{53, 0, 53, 0}), nl.NewRtAttr(nl.FRA_IP_PROTO, []byte{17})))

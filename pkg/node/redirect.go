@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 
 	"github.com/vishvananda/netlink"
@@ -16,9 +17,9 @@ import (
 
 // Config is what a [Redirect] needs.
 type Config struct {
-	// Targets holds at most one entry per address family, and at least one. Required.
+	// Targets holds at least one entry. Those of one address family differ in their metadata address alone. Required.
 	Targets []Target
-	// GuardExceptDNS lets port 53 of the metadata address through (udp and tcp): on Google Compute Engine the
+	// GuardExceptDNS lets port 53 of the metadata addresses through (udp and tcp): on Google Compute Engine the
 	// metadata address is also the node's resolver.
 	GuardExceptDNS bool
 	// ResolvConf names the files that say which resolvers the node and its pods use, such as /etc/resolv.conf and
@@ -28,9 +29,10 @@ type Config struct {
 	Logger *slog.Logger
 }
 
-// Target is the pair of addresses of one family.
+// Target is where a metadata address leads.
 type Target struct {
-	// Metadata is the address that pods ask: 169.254.169.254 or fd00:ec2::254. Required.
+	// Metadata is the address that pods ask: 169.254.169.254 or fd00:ec2::254, or one at which SDKs look for container
+	// credentials (169.254.170.2, 169.254.170.23, fd00:ec2::23). Required.
 	Metadata netip.Addr
 	// Agent is the address on lo to which the redirect leads: IPv4 link-local, or an IPv6 unique local address (an
 	// IPv6 link-local one cannot be reached from another link). Required, and the same on every node.
@@ -41,9 +43,10 @@ type Target struct {
 // that made it, and holds no state but its sockets: every call starts from what the kernel has. Its methods
 // are safe for concurrent use, and wait for each other.
 type Redirect struct {
-	cfg     Config
-	handle  *netlink.Handle
-	sockets map[int]*nl.SocketHandle // for what the library cannot read
+	cfg      Config
+	families []family
+	handle   *netlink.Handle
+	sockets  map[int]*nl.SocketHandle // for what the library cannot read
 
 	mu sync.Mutex // orders the calls
 }
@@ -63,10 +66,41 @@ func NewRedirect(cfg Config) (*Redirect, error) {
 		return nil, fmt.Errorf("open netlink socket: %w", err)
 	}
 	return &Redirect{
-		cfg:     cfg,
-		handle:  handle,
-		sockets: map[int]*nl.SocketHandle{unix.NETLINK_ROUTE: {Socket: socket}},
+		cfg:      cfg,
+		families: byFamily(cfg.Targets),
+		handle:   handle,
+		sockets:  map[int]*nl.SocketHandle{unix.NETLINK_ROUTE: {Socket: socket}},
 	}, nil
+}
+
+// family is what the targets of one address family say.
+type family struct {
+	number   int // unix.AF_*
+	agent    netip.Addr
+	metadata []netip.Addr
+}
+
+// String returns IPv4 or IPv6.
+func (f family) String() string {
+	if f.number == unix.AF_INET {
+		return "IPv4"
+	}
+	return "IPv6"
+}
+
+// byFamily returns the families in the order in which the targets name them. The targets must be valid.
+func byFamily(targets []Target) []family {
+	var all []family
+	for _, t := range targets {
+		number := familyOf(t.Metadata)
+		i := slices.IndexFunc(all, func(f family) bool { return f.number == number })
+		if i < 0 {
+			i = len(all)
+			all = append(all, family{number: number, agent: t.Agent})
+		}
+		all[i].metadata = append(all[i].metadata, t.Metadata)
+	}
+	return all
 }
 
 func validate(targets []Target) error {
@@ -74,7 +108,8 @@ func validate(targets []Target) error {
 		return errors.New("no target: give at least one metadata and agent address")
 	}
 	var errs []error
-	seen := map[bool]bool{}
+	agents := map[bool]netip.Addr{}
+	seen := map[netip.Addr]bool{}
 	for _, t := range targets {
 		v4 := t.Metadata.Is4()
 		switch {
@@ -88,11 +123,13 @@ func validate(targets []Target) error {
 		case !v4 && t.Agent.IsLinkLocalUnicast():
 			errs = append(errs, fmt.Errorf("agent address %v is link-local: "+
 				"give a unique local address (fd00::/8), which can be reached from other links", t.Agent))
-		case seen[v4]:
-			errs = append(errs, fmt.Errorf("target %v is the second of its address family: one is supported",
-				t.Metadata))
+		case seen[t.Metadata]:
+			errs = append(errs, fmt.Errorf("target %v is named twice", t.Metadata))
+		case agents[v4].IsValid() && agents[v4] != t.Agent:
+			errs = append(errs, fmt.Errorf("targets of one address family lead to %v and to %v: give them one agent",
+				agents[v4], t.Agent))
 		}
-		seen[v4] = true
+		seen[t.Metadata], agents[v4] = true, t.Agent
 	}
 	return errors.Join(errs...)
 }
@@ -108,17 +145,17 @@ func (r *Redirect) Close() {
 }
 
 // Ensure puts address and guard in place, in this order, where they are not, and reports whether anything was
-// changed. It is to be called before the iptables rules go in. Targets are independent: one that fails does not keep
-// the other from being guarded.
+// changed. It is to be called before the iptables rules go in. The address families are independent: one that fails does
+// not keep the other from being guarded.
 func (r *Redirect) Ensure() (changed bool, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	var errs []error
-	for _, t := range r.cfg.Targets {
-		addressChanged, err := r.ensureAddress(t.Agent)
+	for _, f := range r.families {
+		addressChanged, err := r.ensureAddress(f.agent)
 		changed = changed || addressChanged
 		if err != nil {
-			errs = append(errs, fmt.Errorf("ensure address %v on lo: %w", t.Agent, err))
+			errs = append(errs, fmt.Errorf("ensure address %v on lo: %w", f.agent, err))
 		}
 	}
 	guardChanged, err := r.ensureGuard()
@@ -137,22 +174,22 @@ func (r *Redirect) EnsureGuard() (changed bool, err error) {
 func (r *Redirect) Check() (differences []string, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for _, t := range r.cfg.Targets {
-		state, err := r.addressState(t.Agent)
+	for _, f := range r.families {
+		state, err := r.addressState(f.agent)
 		if err != nil {
-			return nil, fmt.Errorf("check address %v on lo: %w", t.Agent, err)
+			return nil, fmt.Errorf("check address %v on lo: %w", f.agent, err)
 		}
 		if !state.right {
-			differences = append(differences, fmt.Sprintf("address %v on lo is missing or differs", hostNet(t.Agent)))
+			differences = append(differences, fmt.Sprintf("address %v on lo is missing or differs", hostNet(f.agent)))
 		}
-		missing, stale, err := r.guardDiff(t)
-		if err != nil {
-			return nil, fmt.Errorf("check guard of %v: %w", t.Metadata, err)
+		diff, err := r.guardDiff(f)
+		if err = errors.Join(err, diff.blind); err != nil {
+			return nil, fmt.Errorf("check %s guard: %w", f, err)
 		}
-		for _, m := range missing {
+		for _, m := range diff.missing {
 			differences = append(differences, fmt.Sprintf("policy rule %q is missing", m))
 		}
-		for _, s := range stale {
+		for _, s := range diff.stale {
 			differences = append(differences, fmt.Sprintf("policy rule %q is of another version", s))
 		}
 	}
@@ -165,26 +202,24 @@ func (r *Redirect) Remove() (changed bool, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	var errs []error
-	for _, t := range r.cfg.Targets {
-		guardChanged, err := r.removeGuard(t)
+	for _, f := range r.families {
+		guardChanged, err := r.removeGuard(f)
 		changed = changed || guardChanged
 		if err != nil {
-			errs = append(errs, fmt.Errorf("remove guard of %v: %w", t.Metadata, err))
+			errs = append(errs, fmt.Errorf("remove %s guard: %w", f, err))
 		}
 	}
-	for _, t := range r.cfg.Targets {
-		addressChanged, err := r.removeAddress(t.Agent)
+	for _, f := range r.families {
+		addressChanged, err := r.removeAddress(f.agent)
 		changed = changed || addressChanged
 		if err != nil {
-			errs = append(errs, fmt.Errorf("remove address %v from lo: %w", t.Agent, err))
+			errs = append(errs, fmt.Errorf("remove address %v from lo: %w", f.agent, err))
 		}
 	}
 	return changed, errors.Join(errs...)
 }
 
-func hostNet(addr netip.Addr) *net.IPNet {
-	return &net.IPNet{IP: addr.AsSlice(), Mask: net.CIDRMask(addr.BitLen(), addr.BitLen())}
-}
+func hostNet(addr netip.Addr) *net.IPNet { return ipNet(hostPrefix(addr)) }
 
 func familyOf(addr netip.Addr) int {
 	if addr.Is4() {

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -44,14 +45,20 @@ func (e *ResolverError) Error() string {
 		"set --guard-except-dns to let port 53 through", e.Address, e.File)
 }
 
-// CheckNode reports why this node cannot be guarded, as *[LocalMetadataError] and *[ResolverError], or nil.
+// CheckNode reports why this node cannot be guarded, as *[LocalMetadataError], *[PodIdentityAgentError] and
+// *[ResolverError], or nil.
 func (r *Redirect) CheckNode() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	var errs []error
+	var podIdentity error
+	if slices.ContainsFunc(r.cfg.Targets, func(t Target) bool { return isPodIdentityAddress(t.Metadata) }) {
+		podIdentity = checkPodIdentityAgent(r.handle)
+		errs = append(errs, podIdentity)
+	}
 	for _, t := range r.cfg.Targets {
-		if err := r.checkNotLocal(t.Metadata); err != nil {
-			errs = append(errs, err)
+		if podIdentity == nil || !isPodIdentityAddress(t.Metadata) {
+			errs = append(errs, r.checkNotLocal(t.Metadata))
 		}
 		if r.cfg.GuardExceptDNS {
 			continue

@@ -66,7 +66,7 @@ func parseRule(msg []byte) (rule policyRule, protocol uint8, err error) {
 			rule.dport = binary.NativeEndian.Uint16(v)
 		case a.Attr.Type == nl.FRA_SRC:
 			addr, _ := netip.AddrFromSlice(v)
-			rule.rest += fmt.Sprintf("from %v ", netip.PrefixFrom(addr, int(msg[hdrSrcLen])))
+			rule.from = netip.PrefixFrom(addr, int(msg[hdrSrcLen]))
 		case a.Attr.Type == nl.FRA_FWMARK, a.Attr.Type == nl.FRA_TUN_ID, a.Attr.Type == nl.FRA_OIFNAME,
 			a.Attr.Type == nl.FRA_L3MDEV, a.Attr.Type == nl.FRA_UID_RANGE, a.Attr.Type == nl.FRA_SPORT_RANGE,
 			a.Attr.Type == nl.FRA_DPORT_RANGE:

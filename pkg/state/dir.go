@@ -121,6 +121,14 @@ func inMemory(f *os.File) (bool, error) {
 	return s.Type == unix.TMPFS_MAGIC || s.Type == unix.RAMFS_MAGIC, nil
 }
 
+// Take makes this process the owner again, after another had taken the folder over. What that one wrote is adopted.
+func (d *Dir) Take() error {
+	if err := d.adopt(); err != nil {
+		return fmt.Errorf("take state directory over: %w", err)
+	}
+	return nil
+}
+
 // adopt makes this process the owner and reads what there is.
 func (d *Dir) adopt() error {
 	d.mu.Lock()

@@ -81,7 +81,7 @@ func (d *Dir) readOwner() (ownerRecord, error) {
 }
 
 // write calls change if this process is still the owner, while no other can become it. If it is not, it does nothing,
-// now and for ever after: the newer agent's state is the better one.
+// now and until it takes the folder back: the newer agent's state is the better one.
 func (d *Dir) write(change func() error) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -541,3 +541,56 @@ func TestDecisions(t *testing.T) {
 		t.Errorf("log:\n%s", l)
 	}
 }
+
+// TestTake: an agent that was superseded writes again once it has taken the folder back, and goes on from what the other
+// one wrote.
+func TestTake(t *testing.T) {
+	path := t.TempDir()
+	old, _ := open(t, path)
+	fresh, _ := open(t, path)
+	check(t, fresh.Sessions().Save(session(1)))
+	check(t, old.Sessions().Save(session(2)))
+	if !old.Superseded() {
+		t.Fatal("not superseded")
+	}
+	check(t, old.Take())
+	check(t, old.Sessions().Save(session(3)))
+	check(t, fresh.Sessions().Save(session(4)))
+	third, _ := open(t, path)
+	for i, want := range map[int]bool{1: true, 2: false, 3: true, 4: false} {
+		if got := third.Sessions().Load(grant(i)) != nil; got != want {
+			t.Errorf("session %d is kept: %t, want %t", i, got, want)
+		}
+	}
+}
+
+// TestRemove: what agents kept goes, what is not theirs stays.
+func TestRemove(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "state")
+	check(t, state.Remove(path)) // there is none
+	d, _ := open(t, path)
+	check(t, d.Sessions().Save(session(1)))
+	_, err := d.TokenKeys()
+	check(t, err)
+	d.Decisions().Confirm(time.Now())
+	check(t, os.WriteFile(filepath.Join(path, "another"), nil, 0o600))
+	check(t, state.Remove(path))
+	if diff := cmp.Diff([]string{"another"}, names(t, path)); diff != "" {
+		t.Errorf("left (-want +got):\n%s", diff)
+	}
+	check(t, os.Remove(filepath.Join(path, "another")))
+	check(t, state.Remove(path))
+	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the folder is still there: %v", err)
+	}
+}
+
+func names(t *testing.T, path string) (names []string) {
+	t.Helper()
+	entries, err := os.ReadDir(path)
+	check(t, err)
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	return names
+}

@@ -20,11 +20,17 @@ const (
 	EventRefused = "PodroleRefusedByAWS"
 	// EventBypassed: the pod's environment leads its SDKs elsewhere.
 	EventBypassed = "PodroleBypassed"
+	// EventRepaired, of the Node: another program changed the redirect, which has been repaired.
+	EventRepaired = "PodroleRedirectRepaired"
+	// EventNotWhole, of the Node: the redirect cannot be repaired, and pods may be refused.
+	EventNotWhole = "PodroleRedirectNotWhole"
 )
 
-// Events tells a pod's owner what is wrong with its role, as Kubernetes Events of the pod. Repeated ones are counted
+// Events tells a pod's owner what is wrong with its role, as Kubernetes Events of the pod, and the node's what is wrong with
+// the redirect. Repeated ones are counted
 // instead of written again, and a flood of them is cut off, by client-go. A nil *Events tells nobody.
 type Events struct {
+	node        string
 	broadcaster record.EventBroadcaster
 	recorder    record.EventRecorder
 	sink        record.EventSink
@@ -34,6 +40,7 @@ type Events struct {
 func NewEvents(client typedcorev1.EventsGetter, node string) *Events {
 	broadcaster := record.NewBroadcaster()
 	return &Events{
+		node:        node,
 		broadcaster: broadcaster,
 		recorder:    broadcaster.NewRecorder(scheme.Scheme, corev1.EventSource{Component: "podrole", Host: node}),
 		sink:        &typedcorev1.EventSinkImpl{Interface: client.Events("")},
@@ -61,5 +68,16 @@ func (e *Events) Warn(pod role.Workload, reason, message string) {
 	}
 	e.recorder.Event(&corev1.ObjectReference{
 		APIVersion: "v1", Kind: "Pod", Namespace: pod.Namespace, Name: pod.Name, UID: types.UID(pod.UID),
+	}, corev1.EventTypeWarning, reason, message)
+}
+
+// WarnNode tells the node's owner. It does not block.
+func (e *Events) WarnNode(reason, message string) {
+	if e == nil {
+		return
+	}
+	// The kubelet too gives the Node's name for its UID in its Events, by which kubectl describe finds them.
+	e.recorder.Event(&corev1.ObjectReference{
+		APIVersion: "v1", Kind: "Node", Name: e.node, UID: types.UID(e.node),
 	}, corev1.EventTypeWarning, reason, message)
 }

@@ -30,6 +30,11 @@ func TestEventsAreThePods(t *testing.T) {
 	if event.Type != corev1.EventTypeWarning || event.Reason != telemetry.EventDenied || event.Message != "no role" || event.Source.Host != "n1" {
 		t.Errorf("got %+v", event)
 	}
+	events.WarnNode(telemetry.EventRepaired, "flushed")
+	event = <-written
+	if o := event.InvolvedObject; o.Kind != "Node" || o.Namespace != "" || o.Name != "n1" || event.Reason != telemetry.EventRepaired {
+		t.Errorf("the event %q is about %+v", event.Reason, o)
+	}
 	events.Stop()
 }
 
@@ -37,5 +42,6 @@ func TestNoEventsTellNobody(t *testing.T) {
 	var events *telemetry.Events
 	events.Start()
 	events.Warn(role.Workload{}, telemetry.EventDenied, "")
+	events.WarnNode(telemetry.EventRepaired, "")
 	events.Stop()
 }

@@ -38,6 +38,7 @@ const (
 	CNIResults          = "podrole.cni.results"
 	RedirectRepairs     = "podrole.redirect.repairs"
 	RedirectIntact      = "podrole.redirect.intact"
+	RedirectOwner       = "podrole.redirect.owner"
 )
 
 // Keys of the attributes.
@@ -68,6 +69,7 @@ type Config struct {
 	Adopted    func() int                         // required: live pods served by what the agent before decided
 	Bypassing  func() int                         // required: live pods with a role whose SDKs are led elsewhere
 	WatchAge   func() time.Duration               // required: since the watch of pods was last heard of
+	Owner      func() bool                        // required: whether the redirect is this agent's
 	CNIResults func() map[string]int              // required: files with results of CNI plugins, by what they are good for
 }
 
@@ -163,6 +165,11 @@ func gauges(meter metric.Meter, cfg Config) error {
 	if err != nil {
 		return fmt.Errorf("make watch age gauge: %w", err)
 	}
+	owner, err := meter.Int64ObservableGauge(RedirectOwner,
+		metric.WithDescription("1 while the redirect leads pods to this agent, 0 while it stands by for another one."))
+	if err != nil {
+		return fmt.Errorf("make owner gauge: %w", err)
+	}
 	results, err := meter.Int64ObservableGauge(CNIResults,
 		metric.WithDescription("Files with results of CNI plugins on this node, by verdict: counted ones identify pods."))
 	if err != nil {
@@ -187,13 +194,14 @@ func gauges(meter metric.Meter, cfg Config) error {
 		o.ObserveInt64(kept, int64(cfg.KeptPods()))
 		o.ObserveInt64(adopted, int64(cfg.Adopted()))
 		o.ObserveInt64(bypassing, int64(cfg.Bypassing()))
+		o.ObserveInt64(owner, one(cfg.Owner()))
 		o.ObserveFloat64(age, cfg.WatchAge().Seconds())
 		for verdict, n := range cfg.CNIResults() {
 			o.ObserveInt64(results, int64(n), metric.WithAttributes(attribute.String(KeyVerdict, verdict)))
 		}
 		return nil
 	}
-	if _, err := meter.RegisterCallback(observe, expiry, denied, kept, adopted, bypassing, age, results); err != nil {
+	if _, err := meter.RegisterCallback(observe, expiry, denied, kept, adopted, bypassing, owner, age, results); err != nil {
 		return fmt.Errorf("register gauges: %w", err)
 	}
 	return nil
@@ -254,11 +262,15 @@ func (m *Metrics) RedirectChecked(repaired, intact bool) {
 	if repaired {
 		m.repairs.Add(context.Background(), 1)
 	}
-	value := int64(0)
-	if intact {
-		value = 1
+	m.intact.Record(context.Background(), one(intact))
+}
+
+// one is 1 for what is, and 0 for what is not.
+func one(is bool) int64 {
+	if is {
+		return 1
 	}
-	m.intact.Record(context.Background(), value)
+	return 0
 }
 
 // attributes turns keys and values, in turn, into an attribute set.
