@@ -50,6 +50,7 @@ lint: ## formatting, vet, modern Go, staticcheck, tidy go.mod
 	$(GO) vet ./...
 	$(GO) fix -diff ./...
 	$(TOOL) staticcheck ./...
+	cd e2e/systems/clients && $(GO) vet ./... && $(GO) mod tidy -diff
 	$(GO) mod tidy -diff
 
 .PHONY: manifests
@@ -86,7 +87,8 @@ image: ## build the container image IMAGE (podrole:dev)
 
 .PHONY: deps
 deps: ## install what tests need and is missing (Debian and Ubuntu)
-	@./tools/install iptables:iptables-nft-save iptables:iptables-legacy-save nftables:nft iproute2:ip
+	@./tools/install iptables:iptables-nft-save iptables:iptables-legacy-save nftables:nft iproute2:ip \
+	  awscli:/usr/bin/aws
 
 .PHONY: docs
 docs: ## write docs/flags.md

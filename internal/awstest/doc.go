@@ -7,5 +7,6 @@
 // listeners of its choosing, in whichever network namespace. Faults can be injected and calls counted while it runs.
 //
 // Served are the parts that credential clients touch: STS (AssumeRole, AssumeRoleWithWebIdentity, GetCallerIdentity),
-// S3 ListBuckets, KMS Encrypt and Decrypt, Secrets Manager GetSecretValue, and the instance metadata service of nodes.
+// S3 ListBuckets, KMS DescribeKey, Encrypt and Decrypt, Secrets Manager GetSecretValue, and the instance metadata service
+// of nodes.
 package awstest

@@ -8,9 +8,10 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
+	"strings"
 )
 
-// kmsService is the Key Management Service, as far as Encrypt and Decrypt with a symmetric key
+// kmsService is the Key Management Service, as far as DescribeKey, Encrypt and Decrypt with a symmetric key
 // (https://docs.aws.amazon.com/kms/latest/APIReference/API_Encrypt.html).
 type kmsService struct{ aws *AWS }
 
@@ -30,7 +31,7 @@ func (a *AWS) CreateKey(partition, region, account string) (keyARN string, err e
 	if err != nil {
 		return "", fmt.Errorf("create key: %w", err)
 	}
-	k := kmsKey{arn{partition, "kms", region, account, "key/" + requestID()}, aead}
+	k := kmsKey{arn{partition, "kms", region, account, "key/" + requestID()}, aead, a.now()}
 	a.store.mu.Lock()
 	defer a.store.mu.Unlock()
 	a.store.keys[k.arn.String()] = k
@@ -46,16 +47,42 @@ func (s kmsService) serve(_ context.Context, req *request) (reply, error) {
 		return reply{}, err
 	}
 	switch req.action {
+	case "DescribeKey":
+		return s.describe(req)
 	case "Encrypt":
 		return s.encrypt(req)
 	case "Decrypt":
 		return s.decrypt(req)
 	default:
-		return reply{}, badRequest("UnknownOperationException", "awstest serves Encrypt and Decrypt only")
+		return reply{}, badRequest("UnknownOperationException", "awstest serves DescribeKey, Encrypt and Decrypt only")
 	}
 }
 
 const symmetricDefault = "SYMMETRIC_DEFAULT"
+
+// describe answers DescribeKey (https://docs.aws.amazon.com/kms/latest/APIReference/API_DescribeKey.html).
+func (s kmsService) describe(req *request) (reply, error) {
+	var in struct {
+		KeyID string `json:"KeyId"`
+	}
+	if err := decodeJSON(req, &in); err != nil {
+		return reply{}, err
+	}
+	key, err := s.key(req, in.KeyID)
+	if err != nil {
+		return reply{}, err
+	}
+	if err := s.aws.authorize(req, "kms:DescribeKey", key.arn.String()); err != nil {
+		return reply{}, err
+	}
+	return jsonReply(200, CodeOK, amzJSON, map[string]any{"KeyMetadata": map[string]any{
+		"KeyId": strings.TrimPrefix(key.arn.resource, "key/"), "Arn": key.arn.String(), "AWSAccountId": key.arn.account,
+		"CreationDate": float64(key.created.UnixMilli()) / 1000, "Description": "", "Enabled": true, "KeyState": "Enabled",
+		"KeyManager": "CUSTOMER", "KeyUsage": "ENCRYPT_DECRYPT", "Origin": "AWS_KMS", "MultiRegion": false,
+		"KeySpec": symmetricDefault, "CustomerMasterKeySpec": symmetricDefault,
+		"EncryptionAlgorithms": []string{symmetricDefault},
+	}}), nil
+}
 
 func (s kmsService) encrypt(req *request) (reply, error) {
 	var in struct {

@@ -20,8 +20,9 @@ type bucket struct {
 }
 
 type kmsKey struct {
-	arn  arn
-	aead cipher.AEAD
+	arn     arn
+	aead    cipher.AEAD
+	created time.Time
 }
 
 type secret struct {

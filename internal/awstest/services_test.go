@@ -205,6 +205,25 @@ func TestKMS(t *testing.T) {
 			}
 		})
 	}
+	t.Run("describe", func(t *testing.T) {
+		id := key[strings.LastIndexByte(key, '/')+1:]
+		for _, name := range []string{id, key} {
+			status, out := w.call(t, keys, "kms", "TrentService.DescribeKey", map[string]any{"KeyId": name})
+			metadata, _ := out["KeyMetadata"].(map[string]any)
+			if status != 200 || metadata["KeyId"] != id || metadata["Arn"] != key || metadata["KeyState"] != "Enabled" {
+				t.Errorf("%s: got %d %v", name, status, out)
+			}
+		}
+		_, out := w.call(t, keys, "kms", "TrentService.DescribeKey", map[string]any{"KeyId": "none"})
+		if out["__type"] != "NotFoundException" {
+			t.Errorf("no key: got %v", out)
+		}
+		keys := w.session(t, Permit("kms:Encrypt", "kms:Decrypt"))
+		_, out = w.call(t, keys, "kms", "TrentService.DescribeKey", map[string]any{"KeyId": key})
+		if out["__type"] != "AccessDeniedException" {
+			t.Errorf("no permission: got %v", out)
+		}
+	})
 	t.Run("no-permission", func(t *testing.T) {
 		keys := w.session(t, Permit("kms:Encrypt"))
 		status, out := w.call(t, keys, "kms", "TrentService.Decrypt",

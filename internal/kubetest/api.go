@@ -98,6 +98,10 @@ func (x *exchange) serve() error {
 	}
 	k, known := kinds()[x.target.resource]
 	switch t := x.target; {
+	case t.isCore && t.resource == eventsResource && t.subresource == "" && t.verb == "create":
+		return x.createEvent()
+	case t.isCore && t.resource == eventsResource && t.subresource == "" && t.verb == "patch":
+		return x.patchEvent()
 	case !t.isCore || !known:
 		return apierrors.NewNotFound(schema.GroupResource{Group: t.group, Resource: t.resource}, t.name)
 	case t.resource == "serviceaccounts" && t.subresource == "token" && t.verb == "create":

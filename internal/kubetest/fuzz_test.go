@@ -19,6 +19,8 @@ func FuzzRequests(f *testing.F) {
 		"application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1", "")
 	f.Add("POST", "/api/v1/namespaces/shop/serviceaccounts/orders/token", "", "",
 		`{"apiVersion":"authentication.k8s.io/v1","kind":"TokenRequest"}`)
+	f.Add("POST", "/api/v1/namespaces/shop/events", "", "",
+		`{"apiVersion":"v1","kind":"Event","metadata":{"name":"a"},"involvedObject":{"namespace":"shop"}}`)
 	f.Add("GET", "//api/v1//namespaces/../secrets", "sendInitialEvents=true", "*/*;q=0", "")
 	f.Add("PATCH", "/apis/apps/v1/namespaces/a/b/c/d/e", "%", ",;,", "\x00")
 	rbac, err := kubetest.ReadRBAC(manifest)
@@ -46,7 +48,7 @@ func FuzzRequests(f *testing.F) {
 			t.Errorf("%s %s?%s: %d %s", method, path, query, w.Code, w.Body)
 		}
 		allowed := func(resource string) bool { return strings.Contains(path, resource) }
-		if w.Code < 300 && !slices.ContainsFunc([]string{"pods", "serviceaccounts", "namespaces"}, allowed) {
+		if w.Code < 300 && !slices.ContainsFunc([]string{"pods", "serviceaccounts", "namespaces", "events"}, allowed) {
 			t.Errorf("%s %s?%s is allowed", method, path, query)
 		}
 	})

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/uuid"
@@ -35,6 +36,7 @@ type store struct {
 	unavailable bool
 	delay       time.Duration
 	tokens      []string
+	events      []*corev1.Event
 }
 
 func newStore(limit int) *store {

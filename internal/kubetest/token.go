@@ -3,7 +3,6 @@ package kubetest
 import (
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"slices"
 	"time"
@@ -14,7 +13,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/validation/field"
-	"k8s.io/client-go/kubernetes/scheme"
 
 	"github.com/podrole/podrole/internal/awstest"
 )
@@ -24,8 +22,6 @@ const (
 	// (https://kubernetes.io/docs/reference/kubernetes-api/authentication-resources/token-request-v1/ and its validation).
 	minTokenSeconds = 600
 	maxTokenSeconds = 1 << 32
-	// maxBody is the size of a request that is read.
-	maxBody = 1 << 20
 )
 
 // createToken is TokenRequest: a token for a ServiceAccount, bound to a pod if that is asked for. The checks and their
@@ -70,19 +66,15 @@ func (x *exchange) createToken() error {
 	return x.answer(http.StatusCreated, in)
 }
 
-// decodeTokenRequest reads the body, JSON or protobuf, and fills in defaults.
+// decodeTokenRequest reads the body and fills in defaults.
 func (x *exchange) decodeTokenRequest() (*authenticationv1.TokenRequest, error) {
-	body, err := io.ReadAll(http.MaxBytesReader(x.w, x.r.Body, maxBody))
+	decoded, err := x.decodeBody()
 	if err != nil {
-		return nil, apierrors.NewRequestEntityTooLargeError(err.Error())
-	}
-	decoded, gvk, err := scheme.Codecs.UniversalDeserializer().Decode(body, nil, nil)
-	if err != nil {
-		return nil, apierrors.NewBadRequest("decode body: " + err.Error())
+		return nil, err
 	}
 	in, ok := decoded.(*authenticationv1.TokenRequest)
 	if !ok {
-		return nil, apierrors.NewBadRequest(fmt.Sprintf("want a TokenRequest, got %s", gvk))
+		return nil, apierrors.NewBadRequest(fmt.Sprintf("want a TokenRequest, got %T", decoded))
 	}
 	if in.Spec.ExpirationSeconds == nil {
 		in.Spec.ExpirationSeconds = new(int64(3600))

@@ -138,6 +138,9 @@ func (b *Bed) serve(ctx context.Context, address netip.AddrPort, handler http.Ha
 // STS is the URL of the AWS endpoints, as reached from the node and from its pods.
 func (b *Bed) STS() string { return "http://" + netip.AddrPortFrom(b.Box.OutsideIP, awsPort).String() }
 
+// ProviderARN returns the ARN of the OIDC provider behind Issuer: what the trust policies of roles name.
+func (b *Bed) ProviderARN() string { return b.provider }
+
 // AddRole makes an IAM role that the node may assume, as with kube2iam, and that the ServiceAccount may assume by its
 // token, as with IRSA. It may list buckets. The role's ARN is returned.
 func (b *Bed) AddRole(name, namespace, serviceAccount string) (string, error) {

@@ -502,3 +502,32 @@ func withheld(source *cachetest.FakeControllerSource, until chan struct{}) cache
 		WatchFuncWithContext: func(_ context.Context, o metav1.ListOptions) (watch.Interface, error) { return source.Watch(o) },
 	}
 }
+
+// TestBypass: the variable counts wherever the pod has it, sidecars among its init containers included.
+func TestBypass(t *testing.T) {
+	with := func(variable string) []corev1.Container {
+		return []corev1.Container{{Name: "other"}, {Env: []corev1.EnvVar{{Name: "HOME"}, {Name: variable}}}}
+	}
+	for name, tt := range map[string]struct {
+		edit func(*corev1.Pod)
+		want string
+	}{
+		"none":           {func(*corev1.Pod) {}, ""},
+		"another":        {func(p *corev1.Pod) { p.Spec.Containers = with("AWS_REGION") }, ""},
+		"container":      {func(p *corev1.Pod) { p.Spec.Containers = with("AWS_WEB_IDENTITY_TOKEN_FILE") }, "AWS_WEB_IDENTITY_TOKEN_FILE"},
+		"init_container": {func(p *corev1.Pod) { p.Spec.InitContainers = with("AWS_CONTAINER_CREDENTIALS_FULL_URI") }, "AWS_CONTAINER_CREDENTIALS_FULL_URI"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				c := start(t)
+				c.accounts["shop"].Add(metadata("shop", "app", nil))
+				c.namespaces["shop"].Add(metadata("", "shop", nil))
+				c.pods.Add(newPod("shop", "a", "1", tt.edit))
+				synctest.Wait()
+				if f, ok := c.known("1"); !ok || f.Bypass != tt.want {
+					t.Errorf("known %t, by-pass %q, want %q", ok, f.Bypass, tt.want)
+				}
+			})
+		})
+	}
+}

@@ -69,9 +69,10 @@ func bypasses() []string {
 	}
 }
 
-// bypassOf returns the first such variable in p's containers; none is the empty string.
+// bypassOf returns the first such variable in p's containers; none is the empty string. Init containers are among them:
+// sidecars are such too, and webhooks change them all alike.
 func bypassOf(p *corev1.Pod) string {
-	for _, c := range p.Spec.Containers {
+	for _, c := range slices.Concat(p.Spec.Containers, p.Spec.InitContainers) {
 		for _, variable := range c.Env {
 			if slices.Contains(bypasses(), variable.Name) {
 				return variable.Name
