@@ -402,6 +402,7 @@ func (a *agent) serve(ctx context.Context) error {
 
 // readyWork starts what is only to be done once pods are led here and answered.
 func (a *agent) readyWork(ctx context.Context, serving *errgroup.Group) {
+	serving.Go(func() error { a.redirect.warnOfLeftovers(ctx, a.events.WarnNode); return nil })
 	key := a.cfg.Cluster.StartupTaint
 	if key == "" || a.kube.client == nil {
 		return

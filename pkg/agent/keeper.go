@@ -15,7 +15,7 @@ const (
 	// repairBurst and repairEvery bound what is done about a program that undoes every repair at once. Sweeps go on beside
 	// it.
 	repairBurst = 20
-	repairEvery = time.Second
+	repairEvery = 250 * time.Millisecond
 	// handover is how long an owner of the redirect that ends goes on answering, so that another agent can lead pods
 	// to itself. It hears of the end at once, and the change takes 5 to 150 ms.
 	handover = time.Second
@@ -51,8 +51,9 @@ type half struct {
 	name string
 	// watch calls changed when it is time to look, until ctx ends.
 	watch func(ctx context.Context, changed func()) error
-	// ensure puts right what is not, and reports whether anything was.
-	ensure func(ctx context.Context) (repaired bool, err error)
+	// ensure puts right what is not, and reports whether anything was. heal is a quick look for the usual damage, which
+	// may miss what ensure finds.
+	ensure, heal func(ctx context.Context) (repaired bool, err error)
 }
 
 // keeper looks after the redirect while it is this agent's, and stands by while it is another's. The halves do not wait for
@@ -111,16 +112,16 @@ func (k *keeper) look(ctx context.Context) {
 	var halves sync.WaitGroup
 	defer halves.Wait()
 	halves.Go(func() {
-		k.follow(ctx, k.guard, func() {
-			repaired, err := k.guard.ensure(ctx)
+		k.follow(ctx, k.guard, func(look func(context.Context) (bool, error)) bool {
+			repaired, err := look(ctx)
 			k.health.checked(k.guard.name, repaired, err)
+			return repaired
 		})
 	})
 	halves.Go(func() {
-		k.follow(ctx, k.rules, func() {
-			var repaired bool
+		k.follow(ctx, k.rules, func(look func(context.Context) (bool, error)) (repaired bool) {
 			owns, err := k.claims.Do(ctx, func(ctx context.Context) (err error) {
-				repaired, err = k.rules.ensure(ctx)
+				repaired, err = look(ctx)
 				return err
 			})
 			switch {
@@ -130,6 +131,7 @@ func (k *keeper) look(ctx context.Context) {
 			default:
 				k.health.checked(k.rules.name, repaired, err)
 			}
+			return repaired
 		})
 	})
 	halves.Go(func() {
@@ -141,8 +143,8 @@ func (k *keeper) look(ctx context.Context) {
 	})
 }
 
-// follow calls do at once, on events, and every interval, until ctx ends.
-func (k *keeper) follow(ctx context.Context, h half, do func()) {
+// follow looks at once, on events, and every interval, until ctx ends: with do, which reports whether it repaired anything.
+func (k *keeper) follow(ctx context.Context, h half, do func(look func(context.Context) (bool, error)) bool) {
 	occasion := make(chan struct{}, 1)
 	var watching sync.WaitGroup
 	defer watching.Wait()
@@ -157,12 +159,13 @@ func (k *keeper) follow(ctx context.Context, h half, do func()) {
 	limit := rate.NewLimiter(rate.Every(repairEvery), repairBurst)
 	ticker := time.NewTicker(k.every)
 	defer ticker.Stop()
+	do(h.ensure)
 	for {
-		do()
 		select {
 		case <-ticker.C:
+			do(h.ensure)
 		case <-occasion:
-			if limit.Wait(ctx) != nil {
+			if do(h.heal) && limit.Wait(ctx) != nil {
 				return
 			}
 		case <-ctx.Done():

@@ -14,6 +14,7 @@ import (
 	"github.com/podrole/podrole/pkg/config"
 	"github.com/podrole/podrole/pkg/iptables"
 	"github.com/podrole/podrole/pkg/node"
+	"github.com/podrole/podrole/pkg/telemetry"
 )
 
 // resolvConfs returns the files that name the resolvers of the node and of its pods.
@@ -80,17 +81,22 @@ func (l *links) guard() error {
 // listen opens a port of its own on each of the agent's addresses, and returns the rules that lead there.
 func (l *links) listen(ctx context.Context) (listeners []net.Listener, rules iptables.Rules, err error) {
 	rules.GuardExceptDNS = l.dns
+	agents := make(map[netip.Addr]netip.AddrPort)
 	for _, p := range l.pairs {
-		listener, err := new(net.ListenConfig).Listen(ctx, "tcp", netip.AddrPortFrom(p.Agent, 0).String())
-		if err != nil {
-			for _, open := range listeners {
-				err = errors.Join(err, open.Close())
+		to, listening := agents[p.Agent]
+		if !listening {
+			listener, err := new(net.ListenConfig).Listen(ctx, "tcp", netip.AddrPortFrom(p.Agent, 0).String())
+			if err != nil {
+				for _, open := range listeners {
+					err = errors.Join(err, open.Close())
+				}
+				return nil, rules, fmt.Errorf("listen on the agent's address: %w", err)
 			}
-			return nil, rules, fmt.Errorf("listen on the agent's address: %w", err)
+			listeners = append(listeners, listener)
+			to = netip.AddrPortFrom(p.Agent, netip.MustParseAddrPort(listener.Addr().String()).Port())
+			agents[p.Agent] = to
 		}
-		listeners = append(listeners, listener)
-		port := netip.MustParseAddrPort(listener.Addr().String()).Port()
-		rules.Targets = append(rules.Targets, iptables.Target{Metadata: p.Metadata, Agent: netip.AddrPortFrom(p.Agent, port)})
+		rules.Targets = append(rules.Targets, iptables.Target{Metadata: p.Metadata, Agent: to})
 	}
 	return listeners, rules, nil
 }
@@ -181,25 +187,41 @@ func (r *redirect) ensureRules(ctx context.Context, rules iptables.Rules) (chang
 	return changed, nil
 }
 
+// warnOfLeftovers names what other programs have in place that redirects the same addresses.
+func (r *redirect) warnOfLeftovers(ctx context.Context, warn func(reason, message string)) {
+	var addresses []netip.Addr
+	for _, p := range r.pairs {
+		addresses = append(addresses, p.Metadata)
+	}
+	found, err := iptables.Leftovers(ctx, iptables.Exec{}, addresses)
+	native, nativeErr := iptables.NativeLeftovers(addresses)
+	if err := errors.Join(err, nativeErr); err != nil {
+		r.logger.Warn("cannot look for other programs' redirects of the metadata address", "error", err)
+	}
+	for _, l := range append(found, native...) {
+		r.logger.Warn("another program redirects the metadata address too", "tool", l.Tool, "where", l.Where, "rule", l.Rule,
+			"remedy", l.Remedy)
+		warn(telemetry.EventLeftover, l.String())
+	}
+}
+
 // rulesHalf is what iptables does of the redirect.
 func (r *redirect) rulesHalf(rules iptables.Rules) half {
 	return half{
 		name:   "rules",
 		watch:  func(ctx context.Context, changed func()) error { return r.rules.Watch(ctx, rules, changed) },
 		ensure: func(ctx context.Context) (bool, error) { return r.ensureRules(ctx, rules) },
+		heal:   func(ctx context.Context) (bool, error) { return r.rules.Heal(ctx, rules) },
 	}
 }
 
 // guardHalf is what netlink does of it.
 func (l *links) guardHalf() half {
-	return half{
-		name:  "guard",
-		watch: l.node.Watch,
-		ensure: func(context.Context) (bool, error) {
-			repaired, err := l.node.Ensure()
-			return repaired, errors.Join(l.node.CheckNode(), err)
-		},
+	ensure := func(context.Context) (bool, error) {
+		repaired, err := l.node.Ensure()
+		return repaired, errors.Join(l.node.CheckNode(), err)
 	}
+	return half{name: "guard", watch: l.node.Watch, ensure: ensure, heal: ensure}
 }
 
 // repeat calls do every interval until ctx ends.

@@ -22,7 +22,12 @@
 //     purpose: Calico and kube-router insist on being first too, and two tools that both insist never come to rest.
 //   - Rules match on destination, never on interface names: those differ from one CNI to the next.
 //   - Guard chains return or reject. They never accept, for that would skip the node's and the CNI's own policy.
-//   - Only chains whose name begins with PODROLE-, and jumps to them, are ever touched.
+//   - Only chains whose name begins with PODROLE-, and jumps to them, are ever touched. Rules by which other tools
+//     redirect the same addresses are named (Leftovers), not removed.
+//
+// What another program changes is heard of from the kernel and repaired at once (Redirect.Watch, Redirect.Heal), in a
+// few tens of milliseconds also among thousands of rules. What that leaves out, a look at everything finds
+// (Redirect.Ensure).
 //
 // Rules outlive the agent: without one, pods are refused.
 package iptables

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -22,15 +23,22 @@ func (d *Redirect) peek(ctx context.Context, f familyRules) (ruleset, error) {
 	return set, nil
 }
 
-// unclear reports whether a rule before one of our jumps may take its packets. It may also be one that leads to a chain
-// which was not read.
+// takes are the targets that end a packet's way through a table (iptables(8), iptables-extensions(8)). What else a rule
+// leads to may be a chain.
+var takes = [...]string{
+	"ACCEPT", "DNAT", "DROP", "NETMAP", "NFQUEUE", "QUEUE", "REDIRECT", "REJECT", "RETURN", "TPROXY",
+}
+
+// unclear reports whether a rule before one of our jumps leads to where its packets may be taken, in a chain which was
+// not read.
 func unclear(set ruleset, wanted []table) bool {
 	for _, w := range wanted {
 		have := set.table(w.name)
 		for _, j := range w.jumps {
 			for i, rule := range have.chain(j.from).rules {
 				if sameRule(rule, j.rule) {
-					if have.taker(w.name, j.from, i, j.sees) != "" {
+					taker := have.taker(w.name, j.from, i, j.sees)
+					if to, _ := target(taker); taker != "" && !slices.Contains(takes[:], to) {
 						return true
 					}
 					break

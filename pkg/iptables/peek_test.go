@@ -8,8 +8,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// healScenarios are what other programs do to the rules, for IPv4: whether read in part or as a whole, the rules must be
-// the same after their repair.
+// healScenarios are what other programs do to the rules, for IPv4: whether read in part or as a whole, the rules must
+// be the same after their repair.
 var healScenarios = map[string]string{
 	"nothing":         "",
 	"chain-emptied":   "*nat\n-F PODROLE-PREROUTING\nCOMMIT\n",
@@ -43,10 +43,13 @@ func TestHealRepairsAsEnsureDoes(t *testing.T) {
 }
 
 func TestHealRepairsAsEnsureDoesOnKernel(t *testing.T) {
+	_, runner := newNode(t)
 	for name, damage := range healScenarios {
 		t.Run(name, func(t *testing.T) {
 			healsAsEnsureDoes(t, damage, func() Runner {
-				_, runner := newNode(t)
+				if _, err := runner.Run(t.Context(), "", "nft", "flush", "ruleset"); err != nil {
+					t.Fatal(err)
+				}
 				return runner
 			})
 		})
@@ -93,7 +96,9 @@ func TestHealReadsLittle(t *testing.T) {
 	if _, err := redirect.Ensure(t.Context(), onlyIPv4); err != nil {
 		t.Fatal(err)
 	}
-	for _, damage := range []string{kubeProxy + calico, healScenarios["jumps-deleted"], healScenarios["chain-deleted"]} {
+	for _, damage := range []string{
+		kubeProxy + calico, healScenarios["jumps-deleted"], healScenarios["chain-deleted"], healScenarios["taken-before"],
+	} {
 		if err := kernel.restore("iptables-nft", damage); err != nil {
 			t.Fatal(err)
 		}

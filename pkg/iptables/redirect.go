@@ -58,8 +58,9 @@ func (d *Redirect) Ensure(ctx context.Context, r Rules) (changed bool, err error
 }
 
 // Heal is Ensure for when Watch has told of a change. With the nft backend it reads no more than our chains and those
-// that lead to them, as long as that is enough to judge, so that it takes tens of milliseconds however many rules others
-// have. What an earlier version of podrole left elsewhere, it does not find; Ensure must have been called before.
+// that lead to them, as long as that is enough to judge, so that it takes tens of milliseconds however many rules
+// others have. What an earlier version of podrole left elsewhere, it does not find; Ensure must have been called
+// before.
 func (d *Redirect) Heal(ctx context.Context, r Rules) (changed bool, err error) {
 	if d.cfg.Backend == Legacy {
 		return d.Ensure(ctx, r) // the kernel has tables as a whole, and so the programs read them as a whole

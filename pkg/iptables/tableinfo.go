@@ -7,8 +7,8 @@ import (
 )
 
 // tableInfo is how large a table of the legacy backend is and where in it the built-in chains begin and end: struct
-// ipt_getinfo and struct ip6t_getinfo of linux/netfilter_ipv4/ip_tables.h and its like for IPv6, which are the same. The
-// kernel keeps nothing else that changes with a table's rules, short of the rules.
+// ipt_getinfo and struct ip6t_getinfo of linux/netfilter_ipv4/ip_tables.h and its like for IPv6, which are the same.
+// The kernel keeps nothing else that changes with a table's rules, short of the rules.
 type tableInfo struct {
 	name       [32]byte
 	validHooks uint32

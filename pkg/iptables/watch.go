@@ -22,9 +22,9 @@ const legacyInterval = 100 * time.Millisecond
 // do ends it.
 //
 // With the nft backend the kernel tells of each change. Those of other chains do not matter, so that a kube-proxy
-// that writes thousands of its rules anew goes unnoticed. With the legacy backend the sizes of the tables are looked at ten
-// times a second; what leaves them as they were is for a sweep to find, as is a chain of others that stands before ours
-// and takes to accepting our packets.
+// that writes thousands of its rules anew goes unnoticed. With the legacy backend the sizes of the tables are looked
+// at ten times a second; what leaves them as they were is for a sweep to find, as is a chain of others that stands
+// before ours and takes to accepting our packets.
 //
 // It is to be called after the first Ensure: the legacy backend creates the tables that it is asked about.
 func (d *Redirect) Watch(ctx context.Context, r Rules, changed func()) error {

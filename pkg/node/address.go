@@ -104,7 +104,11 @@ func (r *Redirect) ensureAddress(addr netip.Addr) (changed bool, err error) {
 // localRoute is the route that the kernel adds with the address, by which it knows packets for it as its own.
 func localRoute(addr netip.Addr) *netlink.Route {
 	route := &netlink.Route{
-		LinkIndex: loIndex, Dst: hostNet(addr), Table: unix.RT_TABLE_LOCAL, Type: unix.RTN_LOCAL, Protocol: unix.RTPROT_KERNEL,
+		LinkIndex: loIndex,
+		Dst:       hostNet(addr),
+		Table:     unix.RT_TABLE_LOCAL,
+		Type:      unix.RTN_LOCAL,
+		Protocol:  unix.RTPROT_KERNEL,
 	}
 	if addr.Is4() {
 		route.Scope, route.Src = unix.RT_SCOPE_HOST, addr.AsSlice()
@@ -121,8 +125,6 @@ func (r *Redirect) ensureLocalRoute(addr netip.Addr) (changed bool, err error) {
 	switch err := r.handle.RouteAdd(localRoute(addr)); {
 	case errors.Is(err, unix.EEXIST): // it is there, and the node's policy leads elsewhere
 		return false, nil
-	case errors.Is(err, unix.ENETDOWN):
-		return false, fmt.Errorf("add its local route: %w: interface lo is down: set it up (ip link set lo up)", err)
 	case err != nil:
 		return false, fmt.Errorf("add its local route: %w", err)
 	}

@@ -38,9 +38,9 @@ func (e *PodIdentityAgentError) Error() string {
 		"leave its addresses out, or remove the add-on eks-pod-identity-agent", what)
 }
 
-// CheckPodIdentityAgent reports the EKS Pod Identity Agent as *[PodIdentityAgentError], or nil where there is none: neither
-// its interface nor one of its addresses. It looks in the network namespace of the calling thread. CheckNode asks the
-// same where a target is one of these addresses.
+// CheckPodIdentityAgent reports the EKS Pod Identity Agent as *[PodIdentityAgentError], or nil where there is none:
+// neither its interface nor one of its addresses. It looks in the network namespace of the calling thread. CheckNode
+// asks the same where a target is one of these addresses.
 func CheckPodIdentityAgent() error {
 	handle, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {

@@ -145,8 +145,8 @@ func (r *Redirect) Close() {
 }
 
 // Ensure puts address and guard in place, in this order, where they are not, and reports whether anything was
-// changed. It is to be called before the iptables rules go in. The address families are independent: one that fails does
-// not keep the other from being guarded.
+// changed. It is to be called before the iptables rules go in. The address families are independent: one that fails
+// does not keep the other from being guarded.
 func (r *Redirect) Ensure() (changed bool, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

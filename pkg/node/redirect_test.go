@@ -15,6 +15,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/podrole/podrole/internal/nodebox"
 	"github.com/podrole/podrole/pkg/iptables"
 	"github.com/podrole/podrole/pkg/node"
 )
@@ -313,6 +314,38 @@ func TestAddressInUse(t *testing.T) {
 	}
 }
 
+// The kernel knows packets for an address as its own by a route, which can be deleted without the address.
+func TestLocalRouteIsWholeAgain(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, iptables.NFT, false)
+	before := w.snapshot(t)
+	w.install(t)
+	for _, p := range w.pairs {
+		w.run(t, "ip", "route", "del", "local", p.agent.Addr().String(), "dev", "lo", "table", "local")
+	}
+	if changed, err := w.node.Ensure(); !changed || err != nil {
+		t.Errorf("Ensure = %t, %v", changed, err)
+	}
+	for _, p := range w.pairs {
+		expect(t, "route added", w.pod.Namespace, netip.AddrPortFrom(p.metadata, 80), "agent to "+p.pod.String())
+	}
+	if changed, err := w.node.Ensure(); changed || err != nil {
+		t.Errorf("second Ensure = %t, %v", changed, err)
+	}
+	// A policy that leads elsewhere is no reason to add it again and again.
+	w.run(t, "ip", "rule", "add", "pref", "0", "to", agent4.String(), "lookup", "main")
+	w.run(t, "ip", "rule", "del", "pref", "0", "lookup", "local")
+	w.run(t, "ip", "rule", "add", "pref", "100", "lookup", "local")
+	if changed, err := w.node.Ensure(); changed || err != nil {
+		t.Errorf("Ensure under a policy that leads elsewhere = %t, %v", changed, err)
+	}
+	w.run(t, "ip", "rule", "add", "pref", "0", "lookup", "local")
+	w.run(t, "ip", "rule", "del", "pref", "0", "to", agent4.String())
+	w.run(t, "ip", "rule", "del", "pref", "100")
+	w.uninstall(t)
+	equal(t, "Remove left the node changed", before, w.snapshot(t))
+}
+
 func TestGuardIsWholeAgain(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, iptables.NFT, false)
@@ -411,6 +444,90 @@ func TestRedirectWhereLocalIsNotFirst(t *testing.T) {
 	expectRefused(t, "address gone", w.newPod(t).Namespace, "tcp", netip.AddrPortFrom(w.box.MetadataIP, 80))
 	if packets := w.box.Watched(); len(packets) > 0 {
 		t.Errorf("packets for the agent left the node: %v", packets)
+	}
+}
+
+// Strict reverse-path filtering (RFC 3704) drops what comes in by an interface by which the answer would not go out.
+func TestStrictReversePathFilter(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, iptables.NFT, false)
+	w.makeStrict(t)
+	strict := w.addStrictPod(t, 1)
+	for _, name := range []string{"all", "default", "lo", "eth0", w.pod.HostInterface, strict.HostInterface} {
+		w.run(t, "sysctl", "-q", "-w", "net.ipv4.conf."+name+".rp_filter=1")
+	}
+	w.install(t)
+	for name, pod := range map[string]*nodebox.Pod{"ordinary": w.pod, "of its own table": strict.Pod} {
+		expect(t, name, pod.Namespace, netip.AddrPortFrom(w.box.MetadataIP, 80), "agent to "+pod.IP.String())
+	}
+	w.hunt(t, "strict reverse-path filter", 81)
+}
+
+// What other tools have in both backends, and in policy, routes and addresses, is the same after Remove, to the order
+// of the rules: also where an earlier agent left rules in the other backend.
+func TestRemoveAmongOthers(t *testing.T) {
+	t.Parallel()
+	const others = vpcCNIRules + `*nat
+:KUBE-SERVICES - [0:0]
+:PREROUTING-OF-OTHERS - [0:0]
+-I PREROUTING 1 -m comment --comment "kubernetes service portals" -j KUBE-SERVICES
+-A KUBE-SERVICES -d 198.18.200.10/32 -p tcp -m comment --comment "default/kubernetes:https" -m tcp --dport 443 -j DNAT --to-destination 192.0.2.20:6443
+-A PREROUTING -d 169.254.169.254/32 -i eni+ -p tcp -m tcp --dport 80 -j DNAT --to-destination 192.0.2.10:8181
+COMMIT
+*filter
+:KUBE-FIREWALL - [0:0]
+-A INPUT -j KUBE-FIREWALL
+-A KUBE-FIREWALL -m mark --mark 0x8000/0x8000 -j DROP
+-A FORWARD -m conntrack --ctstate INVALID -j DROP
+COMMIT
+`
+	for _, backend := range backends {
+		t.Run(string(backend), func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t, backend, false)
+			other := backends[0]
+			if other == backend {
+				other = backends[1]
+			}
+			for _, b := range backends {
+				for program, text := range map[string]string{
+					"iptables":  others,
+					"ip6tables": "*filter\n:KUBE-FIREWALL - [0:0]\n-A INPUT -j KUBE-FIREWALL\nCOMMIT\n",
+				} {
+					program += "-" + string(b) + "-restore"
+					if _, err := (inside{w.box.Node}).Run(t.Context(), text, program, "--noflush"); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+			w.runLines(t, `
+ip rule add pref 4 to 10.1.2.3 lookup main protocol static
+ip rule add pref 512 to 10.1.2.3 lookup main
+ip addr add 169.254.77.9/32 dev lo
+`)
+			before := w.snapshot(t)
+			stale, err := iptables.NewRedirect(iptables.Config{
+				Backend: other, Runner: inside{w.box.Node}, Logger: w.config.Logger,
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := stale.Ensure(t.Context(), w.want); err != nil {
+				t.Fatal(err)
+			}
+			w.install(t)
+			for _, p := range w.pairs {
+				expect(t, "among others", w.pod.Namespace, netip.AddrPortFrom(p.metadata, 80), "agent to "+p.pod.String())
+			}
+			if w.snapshot(t) == before {
+				t.Error("nothing was installed")
+			}
+			if changed, err := stale.Remove(t.Context()); !changed || err != nil {
+				t.Errorf("Remove of the other backend = %t, %v", changed, err)
+			}
+			w.uninstall(t)
+			equal(t, "Remove left the node changed", before, w.snapshot(t))
+		})
 	}
 }
 
@@ -529,5 +646,10 @@ func TestIPv6SwitchedOff(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "disable_ipv6") {
 		t.Errorf("Ensure = %v, want a remedy", err)
 	}
+	defer func() {
+		if _, err := w.node.Remove(); err != nil {
+			t.Errorf("Remove = %v", err)
+		}
+	}()
 	expectRefused(t, "IPv4 is guarded all the same", w.newPod(t).Namespace, "tcp", netip.AddrPortFrom(w.box.MetadataIP, 80))
 }

@@ -23,7 +23,8 @@ import (
 //	            default via GATEWAY dev vlan.eth.1
 //
 // The way to such a pod is in no other table, so that an answer of the agent's would leave by the node's own interface.
-// What follows finds these pods by that shape, and leads answers to them through the table by which their requests came.
+// What follows finds these pods by that shape, and leads answers to them through the table by which their requests
+// came.
 
 // replyRules returns the rules by which the agent's answers reach pods that have tables of their own; all are the
 // rules of the family as they stand.
@@ -88,7 +89,8 @@ func podsBehind(routes []netlink.Route, table, link int) []netip.Addr {
 // allRoutes lists the routes of all tables.
 func (r *Redirect) allRoutes(family int) (routes []netlink.Route, err error) {
 	for range dumpRetries {
-		routes, err = r.handle.RouteListFiltered(family, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
+		all := &netlink.Route{Table: unix.RT_TABLE_UNSPEC}
+		routes, err = r.handle.RouteListFiltered(family, all, netlink.RT_FILTER_TABLE)
 		if !errors.Is(err, netlink.ErrDumpInterrupted) {
 			break
 		}

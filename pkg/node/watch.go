@@ -15,9 +15,9 @@ import (
 
 // Watch calls changed whenever something was done to what Ensure and CheckNode look at: our policy rules and those that
 // lead from interfaces to tables of their own, the addresses and routes of targets, and lo. It does so until ctx ends,
-// which is no error, in the network namespace of the calling thread, which should be that of r. changed is called by one
-// goroutine, once at the start, and must not block. Our own changes are told of as well: an Ensure that finds nothing to
-// do ends it.
+// which is no error, in the network namespace of the calling thread, which should be that of r. changed is called by
+// one goroutine, once at the start, and must not block. Our own changes are told of as well: an Ensure that finds
+// nothing to do ends it.
 func (r *Redirect) Watch(ctx context.Context, changed func()) error {
 	groups := []int{unix.RTNLGRP_LINK}
 	for _, f := range r.families {

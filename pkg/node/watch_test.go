@@ -23,9 +23,12 @@ func TestInterest(t *testing.T) {
 	t.Parallel()
 	address := func(s string) []byte { return netip.MustParseAddr(s).AsSlice() }
 	rule := func(priority, table uint32, protocol byte, attrs ...*nl.RtAttr) netevents.Message {
-		return netevents.Message{Kind: unix.RTM_DELRULE, Payload: ruleMessage(unix.AF_INET, 0, nl.FR_ACT_TO_TBL, append(attrs,
-			nl.NewRtAttr(nl.FRA_PRIORITY, u32(priority)), nl.NewRtAttr(nl.FRA_TABLE, u32(table)),
-			nl.NewRtAttr(nl.FRA_PROTOCOL, []byte{protocol}))...)}
+		attrs = append(attrs, nl.NewRtAttr(nl.FRA_PRIORITY, u32(priority)), nl.NewRtAttr(nl.FRA_TABLE, u32(table)),
+			nl.NewRtAttr(nl.FRA_PROTOCOL, []byte{protocol}))
+		return netevents.Message{
+			Kind:    unix.RTM_DELRULE,
+			Payload: ruleMessage(unix.AF_INET, 0, nl.FR_ACT_TO_TBL, attrs...),
+		}
 	}
 	iif := func(name string) *nl.RtAttr { return nl.NewRtAttr(nl.FRA_IIFNAME, []byte(name+"\x00")) }
 	route := func(family, dstLen byte, table uint32, dst string) netevents.Message {
@@ -50,7 +53,7 @@ func TestInterest(t *testing.T) {
 		"our-rule":                {rule(6, 0, unix.RTPROT_KERNEL), true},
 		"rule-of-others":          {rule(6, 0, unix.RTPROT_STATIC), false},
 		"rule-local":              {rule(0, unix.RT_TABLE_LOCAL, unix.RTPROT_KERNEL), false},
-		"rule-of-pod":             {rule(512, unix.RT_TABLE_MAIN, unix.RTPROT_BOOT, nl.NewRtAttr(nl.FRA_SRC, address("10.0.0.9"))), false},
+		"rule-of-pod":             {rule(512, 2, unix.RTPROT_BOOT, nl.NewRtAttr(nl.FRA_SRC, address("10.0.0.9"))), false},
 		"rule-of-interface":       {rule(10, 101, unix.RTPROT_BOOT, iif("vlan1")), true},
 		"rule-of-interface-main":  {rule(10, unix.RT_TABLE_MAIN, unix.RTPROT_BOOT, iif("vlan1")), false},
 		"rule-of-lo":              {rule(10, 101, unix.RTPROT_BOOT, iif("lo")), false},
@@ -78,7 +81,8 @@ func TestInterest(t *testing.T) {
 
 func FuzzInterest(f *testing.F) {
 	f.Add(uint16(unix.RTM_NEWRULE), ruleMessage(unix.AF_INET, 32, nl.FR_ACT_TO_TBL, nl.NewRtAttr(nl.FRA_PRIORITY, u32(6))))
-	f.Add(uint16(unix.RTM_DELADDR), attributed(0, make([]byte, unix.SizeofIfAddrmsg), nl.NewRtAttr(unix.IFA_LOCAL, []byte{169, 254, 77, 1})).Payload)
+	agent := nl.NewRtAttr(unix.IFA_LOCAL, []byte{169, 254, 77, 1})
+	f.Add(uint16(unix.RTM_DELADDR), attributed(0, make([]byte, unix.SizeofIfAddrmsg), agent).Payload)
 	f.Add(uint16(unix.RTM_NEWROUTE), make([]byte, unix.SizeofRtMsg))
 	f.Add(uint16(unix.RTM_NEWLINK), []byte{1})
 	in := interestOf(byFamily([]Target{target4, target6}))

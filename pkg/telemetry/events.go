@@ -22,6 +22,8 @@ const (
 	EventBypassed = "PodroleBypassed"
 	// EventRepaired, of the Node: another program changed the redirect, which has been repaired.
 	EventRepaired = "PodroleRedirectRepaired"
+	// EventLeftover, of the Node: another program redirects the metadata address too.
+	EventLeftover = "PodroleOtherRedirect"
 	// EventNotWhole, of the Node: the redirect cannot be repaired, and pods may be refused.
 	EventNotWhole = "PodroleRedirectNotWhole"
 )

@@ -15,8 +15,8 @@ const (
 	quiet = 10 * time.Millisecond
 	// longest bounds how long a burst that does not end keeps its first change back.
 	longest = 50 * time.Millisecond
-	// bufferSize is what the kernel keeps for us, in bytes. A few thousand rules that are replaced at once fit.
-	bufferSize = 4 << 20
+	// bufferSize is what the kernel keeps for us, in bytes. Five thousand rules that are replaced at once fit.
+	bufferSize = 8 << 20
 	// datagramSize is more than any notification is long; what is longer nevertheless counts as lost.
 	datagramSize = 64 << 10
 	// batch bounds how many datagrams are read before the time is looked at.
@@ -95,7 +95,8 @@ func open(cfg Config, buffer int) (*os.File, error) {
 }
 
 func subscribe(fd int, groups []int, buffer int) error {
-	// Beyond the system's limit with CAP_NET_ADMIN, else up to it: a smaller one makes for more lost messages, no worse.
+	// Beyond the system's limit with CAP_NET_ADMIN, else up to it: a smaller one makes for more lost messages, no
+	// worse.
 	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, buffer); err != nil {
 		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, buffer)
 	}
@@ -117,8 +118,8 @@ type watcher struct {
 
 	pending     bool      // something is to be told
 	first, last time.Time // when it was heard, while pending
-	// lossy is set while the kernel may be dropping messages: from the first one that was lost until the socket has been
-	// read empty (the kernel's NETLINK_S_CONGESTED). It says so only once.
+	// lossy is set while the kernel may be dropping messages: from the first one that was lost until the socket has
+	// been read empty (the kernel's NETLINK_S_CONGESTED). It says so only once.
 	lossy bool
 }
 

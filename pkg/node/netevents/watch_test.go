@@ -34,7 +34,10 @@ func TestBursts(t *testing.T) {
 		"burst":         {heard: []int{0, 3, 6, 9}, want: []int{19}},
 		"two":           {heard: []int{0, 30}, want: []int{10, 40}},
 		"without-pause": {heard: everyMillisecond(120), want: []int{50, 101, 129}},
-		"lossy":         {heard: []int{0}, lossy: true, want: []int{10, 20, 30, 40, 50, 60, 70, 80, 90, 100, 110, 120, 130, 140, 150}},
+		"lossy": {
+			heard: []int{0}, lossy: true,
+			want: []int{10, 20, 30, 40, 50, 60, 70, 80, 90, 100, 110, 120, 130, 140, 150},
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -82,7 +85,8 @@ func attribute(kind uint16, value ...byte) []byte {
 
 func TestMessages(t *testing.T) {
 	t.Parallel()
-	rule := message(unix.RTM_NEWRULE, slices.Concat([]byte{2, 0, 0, 0}, attribute(1, 'n', 'a', 't', 0), attribute(2|unix.NLA_F_NESTED, 7))...)
+	rule := message(unix.RTM_NEWRULE, slices.Concat(
+		[]byte{2, 0, 0, 0}, attribute(1, 'n', 'a', 't', 0), attribute(2|unix.NLA_F_NESTED, 7))...)
 	odd := message(unix.RTM_DELRULE, 1, 2, 3)
 	for name, c := range map[string]struct {
 		datagram []byte
