@@ -7,6 +7,9 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os/exec"
+	"regexp"
+	"strconv"
 	"time"
 
 	"github.com/podrole/podrole/internal/nodebox"
@@ -14,55 +17,125 @@ import (
 )
 
 const (
-	pairs       = 9
+	pairs       = 11
 	perRun      = 4000
 	workers     = 4
 	credentials = "/latest/meta-data/iam/security-credentials/bench"
 )
 
+// bodySize is a size of session tokens, and of the answers with them.
+type bodySize struct {
+	name  string
+	token int // characters
+}
+
+func bodySizes() []bodySize { return []bodySize{{"1.6 KB", 1280}, {"5 KB", 4680}} }
+
 // imds compares the credential request, one connection each, with a bare handler that writes the same bytes and closes
-// too. The two take turns, and which one begins alternates. The agent is reached as pods reach it, through the redirect;
-// the bare server directly.
-func imds(ctx context.Context, agent string) (_ []figure, err error) {
+// too, and counts what it allocates more. Of two sizes of answers, the worse one counts.
+func imds(progress io.Writer) func(context.Context, string) ([]figure, error) {
+	return func(ctx context.Context, agent string) ([]figure, error) {
+		var throughput, p99 figure
+		for i, size := range bodySizes() {
+			t, p, err := imdsAt(ctx, agent, size)
+			if err != nil {
+				return nil, fmt.Errorf("at %s: %w", size.name, err)
+			}
+			fmt.Fprintf(progress, "# at %s: throughput ratio %.3f, p99 ratio %.3f\n", size.name, t.Value, p.Value)
+			if i == 0 || t.Value < throughput.Value {
+				throughput = t
+			}
+			if i == 0 || p.Value > p99.Value {
+				p99 = p
+			}
+		}
+		allocations, err := imdsAllocations(ctx)
+		if err != nil {
+			return nil, err
+		}
+		return []figure{throughput, p99, allocations}, nil
+	}
+}
+
+// imdsAt compares at one size. The agent and the bare server take turns, and which one begins alternates. The agent is
+// reached as pods reach it, through the redirect; the bare server directly.
+func imdsAt(ctx context.Context, agent string, size bodySize) (throughput, p99 figure, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	bed, pod, err := onePod(ctx, testbed.Config{Agent: agent, Under: onCPU(serverCPU)}, time.Hour)
+	bed, pod, err := onePod(ctx,
+		testbed.Config{Agent: agent, Under: onCPU(serverCPU), SessionTokenSize: size.token}, time.Hour)
 	if err != nil {
-		return nil, err
+		return figure{}, figure{}, err
 	}
 	defer func() { err = errors.Join(err, bed.Close()) }()
 	body, err := get(ctx, pod, "http://169.254.169.254"+credentials)
 	if err != nil {
-		return nil, err
+		return figure{}, figure{}, err
 	}
 	bare, err := bareServer(ctx, bed.Box.Node, bed.Box.NodeIP.String(), body)
 	if err != nil {
-		return nil, err
+		return figure{}, figure{}, err
 	}
 	l := load{Path: credentials, Requests: perRun, Workers: workers, Body: len(body)}
 	ours, theirs := l, l
 	ours.Address, theirs.Address = "169.254.169.254:80", bare
 	for _, warmUp := range []load{ours, theirs} {
 		if _, err := warmUp.run(ctx, pod); err != nil {
-			return nil, err
+			return figure{}, figure{}, err
 		}
 	}
-	var throughput, p99 []float64
+	var throughputs, p99s []float64
 	for i := range pairs {
 		var result [2]loadResult // ours, theirs
 		for turn := range 2 {
 			which := (i + turn) % 2
 			if result[which], err = []load{ours, theirs}[which].run(ctx, pod); err != nil {
-				return nil, err
+				return figure{}, figure{}, err
 			}
 		}
-		throughput = append(throughput, result[0].PerSecond/result[1].PerSecond)
-		p99 = append(p99, float64(result[0].P99)/float64(result[1].P99))
+		throughputs = append(throughputs, result[0].PerSecond/result[1].PerSecond)
+		p99s = append(p99s, float64(result[0].P99)/float64(result[1].P99))
 	}
-	return []figure{
-		newFigure("imds_throughput_ratio", "ratio", throughput),
-		newFigure("imds_p99_ratio", "ratio", p99),
-	}, nil
+	return newFigure("imds_throughput_ratio", "ratio", throughputs), newFigure("imds_p99_ratio", "ratio", p99s), nil
+}
+
+// imdsAllocations counts what a credential request allocates beyond what net/http does: in package proxy, and in the
+// question to the kernel where the source address lives. What else is asked is in memory and allocates nothing.
+func imdsAllocations(ctx context.Context) (figure, error) {
+	request, err := goMetric(ctx, "./pkg/proxy", "^BenchmarkAllocations$", "allocs/request")
+	if err != nil {
+		return figure{}, err
+	}
+	check, err := goMetric(ctx, "./pkg/node", "^BenchmarkLocate$/^own-interface-ipv4$", "allocs/op")
+	if err != nil {
+		return figure{}, err
+	}
+	var all []float64
+	for i := range min(len(request), len(check)) {
+		all = append(all, request[i]+check[i])
+	}
+	return newFigure("imds_allocs", "allocations", all), nil
+}
+
+// goMetric runs a Go benchmark and returns one of its metrics from each repeat.
+func goMetric(ctx context.Context, pkg, pattern, unit string) ([]float64, error) {
+	out, err := exec.CommandContext(ctx, "go", "test", "-run=^$", "-bench="+pattern, "-benchmem", "-benchtime=20x",
+		"-count="+microRepeats, pkg).CombinedOutput()
+	if err != nil {
+		return nil, fmt.Errorf("run benchmark %s of %s: %w: %s", pattern, pkg, err, out)
+	}
+	var values []float64
+	for _, match := range regexp.MustCompile(`\s([0-9.e+-]+) `+regexp.QuoteMeta(unit)+`\b`).FindAllSubmatch(out, -1) {
+		value, err := strconv.ParseFloat(string(match[1]), 64)
+		if err != nil {
+			return nil, fmt.Errorf("read benchmark %s of %s: %w", pattern, pkg, err)
+		}
+		values = append(values, value)
+	}
+	if len(values) == 0 {
+		return nil, fmt.Errorf("run benchmark %s of %s: it has no %s: %s", pattern, pkg, unit, out)
+	}
+	return values, nil
 }
 
 // onePod builds a stage with an agent and one pod that has the role "bench". Sessions live as long as life says.
@@ -77,14 +150,7 @@ func onePod(ctx context.Context, cfg testbed.Config, life time.Duration) (_ *tes
 		}
 	}()
 	bed.AWS.SetSessionLifetime(func(time.Duration) time.Duration { return life })
-	role, err := bed.AddRole("bench", "bench", "bench")
-	if err != nil {
-		return nil, nil, err
-	}
-	if err := bed.AddServiceAccount("bench", "bench", role); err != nil {
-		return nil, nil, err
-	}
-	pod, err := bed.AddPod("bench", "bench-0", "bench")
+	pod, err := addBenchPod(bed)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -92,6 +158,18 @@ func onePod(ctx context.Context, cfg testbed.Config, life time.Duration) (_ *tes
 		return nil, nil, err
 	}
 	return bed, pod, nil
+}
+
+// addBenchPod adds a pod that has the role "bench".
+func addBenchPod(bed *testbed.Bed) (*nodebox.Pod, error) {
+	role, err := bed.AddRole("bench", "bench", "bench")
+	if err != nil {
+		return nil, err
+	}
+	if err := bed.AddServiceAccount("bench", "bench", role); err != nil {
+		return nil, err
+	}
+	return bed.AddPod("bench", "bench-0", "bench")
 }
 
 // get fetches url from inside a pod.

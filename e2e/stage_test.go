@@ -13,10 +13,12 @@ import (
 	"time"
 
 	"github.com/podrole/podrole/internal/nodebox"
+	"github.com/podrole/podrole/internal/poll"
 	"github.com/podrole/podrole/internal/testbed"
 )
 
 func TestMain(m *testing.M) {
+	poll.Main() // the pollers in the pods are this same program
 	code := m.Run()
 	if err := nodebox.RemoveBuilds(); err != nil {
 		fmt.Fprintln(os.Stderr, err)

@@ -16,7 +16,7 @@ type Config struct {
 	// MaxClockSkew is how far the date of a signed request may lie from Now; 5 minutes when zero, which is what AWS
 	// allows for JSON services and stricter than STS, whose refusals speak of 15 minutes. S3 always allows 15.
 	MaxClockSkew time.Duration
-	// SessionTokenSize is the length of session tokens in characters; 1024 when zero, at most 4096. AWS leaves the size
+	// SessionTokenSize is the length of session tokens in characters; 1024 when zero, at most 8192. AWS leaves the size
 	// open (https://docs.aws.amazon.com/STS/latest/APIReference/API_Credentials.html).
 	SessionTokenSize int
 	// SessionLifetime maps the DurationSeconds asked to the life a session really gets; nil gives what was asked.
@@ -46,8 +46,8 @@ type AWS struct {
 
 // New returns an empty stand-in: no user, no role, no provider.
 func New(cfg Config) (*AWS, error) {
-	if cfg.SessionTokenSize < 0 || cfg.SessionTokenSize > 4096 {
-		return nil, fmt.Errorf("session token size %d: want 1 to 4096 characters, or 0 for the default", cfg.SessionTokenSize)
+	if cfg.SessionTokenSize < 0 || cfg.SessionTokenSize > 8192 {
+		return nil, fmt.Errorf("session token size %d: want 1 to 8192 characters, or 0 for the default", cfg.SessionTokenSize)
 	}
 	if cfg.MaxClockSkew < 0 || cfg.RecordLimit < 0 {
 		return nil, errors.New("negative clock skew or record limit")

@@ -1,6 +1,6 @@
 // Package rotation is the experiment that podrole exists for: pods ask for credentials at a steady pace while their
 // sessions rotate, and beside them, in the same minutes, a pod gets its credentials in-line from the same STS. How long
-// each request had to wait is the result.
+// each request had to wait is the result (Run), and whether it had to wait longer because of a rotation (Compare).
 package rotation
 
 import (
@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/podrole/podrole/internal/awstest"
 	"github.com/podrole/podrole/internal/nodebox"
 	"github.com/podrole/podrole/internal/poll"
 	"github.com/podrole/podrole/internal/testbed"
@@ -27,7 +28,7 @@ type Pod struct {
 type Config struct {
 	Bed       *testbed.Bed
 	Pods      []Pod
-	Baseline  Pod           // asks STS itself, as IRSA has it
+	Baseline  Pod           // asks STS itself, as IRSA has it; optional
 	Token     string        // Baseline's web identity token, a file
 	Rotations int           // how many each of Pods must see
 	Interval  time.Duration // between a pod's requests
@@ -38,11 +39,15 @@ type Config struct {
 // Result is what a run measured.
 type Result struct {
 	Requests  int           // of Pods
-	Failures  int           // requests of Pods without credentials, or with those of another role
+	Failures  int           // requests of Pods without credentials, with those of another role, or with earlier ones again
 	Failed    []string      // the first few of them
 	Rotations int           // seen by every one of Pods
 	Samples   []poll.Sample // of Pods, by time
 	Baseline  []poll.Sample // by time
+	// Calls are those to STS for the roles of Pods that began after the first of Samples, by time.
+	Calls []awstest.Call
+	// Late is the longest that a pod was still given a session after STS had answered with the next one.
+	Late time.Duration
 }
 
 // Max returns the longest a request had to wait.
@@ -62,7 +67,7 @@ const maxFailed = 10
 func Run(ctx context.Context, cfg Config) (*Result, error) {
 	polling, stop := context.WithCancel(ctx)
 	defer stop()
-	r := &run{cfg: cfg, seen: make([]int, len(cfg.Pods)), stop: stop}
+	r := &run{cfg: cfg, seen: make([]int, len(cfg.Pods)), held: make([]held, len(cfg.Pods)), stop: stop}
 	var following sync.WaitGroup
 	defer following.Wait()
 
@@ -82,17 +87,18 @@ func Run(ctx context.Context, cfg Config) (*Result, error) {
 		return nil
 	}
 	for i, p := range cfg.Pods {
-		key := ""
-		note := func(s poll.Sample) { key = r.note(i, s, key) }
+		note := func(s poll.Sample) { r.note(i, s) }
 		if err := follow(p, poll.Config{Method: poll.IMDS, Role: roleName(p.Role)}, note); err != nil {
 			return nil, err
 		}
 	}
-	inline := poll.Config{
-		Method: poll.Inline, Role: cfg.Baseline.Role, STS: cfg.Bed.STS(), Region: testbed.Region, Token: cfg.Token,
-	}
-	if err := follow(cfg.Baseline, inline, r.noteBaseline); err != nil {
-		return nil, err
+	if cfg.Baseline.Pod != nil {
+		inline := poll.Config{
+			Method: poll.Inline, Role: cfg.Baseline.Role, STS: cfg.Bed.STS(), Region: testbed.Region, Token: cfg.Token,
+		}
+		if err := follow(cfg.Baseline, inline, r.noteBaseline); err != nil {
+			return nil, err
+		}
 	}
 	following.Wait()
 	if err := ctx.Err(); err != nil {
@@ -101,6 +107,7 @@ func Run(ctx context.Context, cfg Config) (*Result, error) {
 	byTime := func(a, b poll.Sample) int { return a.At.Compare(b.At) }
 	slices.SortFunc(r.result.Samples, byTime)
 	slices.SortFunc(r.result.Baseline, byTime)
+	r.result.Calls = r.calls()
 	return &r.result, errors.Join(r.errs...)
 }
 
@@ -111,26 +118,37 @@ type run struct {
 
 	mu     sync.Mutex // guards the following
 	result Result
-	seen   []int // rotations, by pod
+	seen   []int  // rotations, by pod
+	held   []held // by pod
 	errs   []error
 }
 
-// note takes one of pod i's samples, and returns the key it holds now. previous is the one it held before.
-func (r *run) note(i int, s poll.Sample, previous string) string {
+// held is the session that a pod was given last, and when it asked for it last.
+type held struct {
+	session awstest.Session
+	at      time.Time
+}
+
+// note takes one of pod i's samples.
+func (r *run) note(i int, s poll.Sample) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.result.Requests++
 	r.result.Samples = append(r.result.Samples, s)
-	if problem := r.problem(s, r.cfg.Pods[i].Role); problem != "" {
+	session, problem := r.judge(s, r.cfg.Pods[i].Role, r.held[i])
+	if problem != "" {
 		r.result.Failures++
 		if len(r.result.Failed) < maxFailed {
 			r.result.Failed = append(r.result.Failed, problem)
 		}
-		return previous
+		return
 	}
-	if previous == "" || previous == s.Key {
-		return s.Key
+	before := r.held[i]
+	r.held[i] = held{session, s.At}
+	if before.session.AccessKeyID == "" || before.session.AccessKeyID == s.Key {
+		return
 	}
+	r.result.Late = max(r.result.Late, before.at.Sub(session.Issued))
 	r.seen[i]++
 	if all := slices.Min(r.seen); all > r.result.Rotations {
 		r.result.Rotations = all
@@ -141,19 +159,35 @@ func (r *run) note(i int, s poll.Sample, previous string) string {
 			r.stop()
 		}
 	}
-	return s.Key
 }
 
-// problem says what is wrong with a sample of a pod that must get role; nothing is the empty string.
-func (r *run) problem(s poll.Sample, role string) string {
+// judge returns the session that a pod which must get role was given, or what is wrong with it. before is what the pod
+// was given before.
+func (r *run) judge(s poll.Sample, role string, before held) (_ awstest.Session, problem string) {
 	if s.Error != "" {
-		return s.Error
+		return awstest.Session{}, s.Error
 	}
 	session, ok := r.cfg.Bed.AWS.LookupSession(s.Key)
-	if !ok || session.RoleARN != role {
-		return fmt.Sprintf("credentials %s are of %q, want %q", s.Key, session.RoleARN, role)
+	switch {
+	case !ok || session.RoleARN != role:
+		return session, fmt.Sprintf("credentials %s are of %q, want %q", s.Key, session.RoleARN, role)
+	case session.Issued.Before(before.session.Issued):
+		return session, fmt.Sprintf("credentials %s are older than %s, which were served before", s.Key,
+			before.session.AccessKeyID)
 	}
-	return ""
+	return session, ""
+}
+
+// calls returns the calls to STS for the pods' roles since the first sample.
+func (r *run) calls() []awstest.Call {
+	if len(r.result.Samples) == 0 {
+		return nil
+	}
+	first := r.result.Samples[0].At
+	return slices.DeleteFunc(r.cfg.Bed.AWS.Calls(awstest.Filter{Service: "sts"}), func(c awstest.Call) bool {
+		return c.Start.Before(first) ||
+			!slices.ContainsFunc(r.cfg.Pods, func(p Pod) bool { return p.Role == c.RoleARN })
+	})
 }
 
 func (r *run) noteBaseline(s poll.Sample) {

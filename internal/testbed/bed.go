@@ -46,6 +46,8 @@ type Config struct {
 	Under []string
 	// Flags are given to every agent, behind those that the bed needs.
 	Flags []string
+	// SessionTokenSize is the length of session tokens in characters. Optional: awstest's default.
+	SessionTokenSize int
 	// Log takes the agents' logs as they are written. Optional.
 	Log io.Writer
 	// Logger takes debug messages about the box. Optional.
@@ -82,7 +84,7 @@ func (b *Bed) build(ctx context.Context) (err error) {
 	if err := os.Mkdir(b.Objects, 0o700); err != nil {
 		return fmt.Errorf("create folder of objects: %w", err)
 	}
-	if b.AWS, err = awstest.New(awstest.Config{}); err != nil {
+	if b.AWS, err = awstest.New(awstest.Config{SessionTokenSize: b.cfg.SessionTokenSize}); err != nil {
 		return err
 	}
 	err = b.AWS.PutRole(awstest.Role{
