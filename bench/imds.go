@@ -62,8 +62,10 @@ func imds(progress io.Writer) func(context.Context, string) ([]figure, error) {
 func imdsAt(ctx context.Context, agent string, size bodySize) (throughput, p99 figure, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	bed, pod, err := onePod(ctx,
-		testbed.Config{Agent: agent, Under: onCPU(serverCPU), SessionTokenSize: size.token}, time.Hour)
+	bed, pod, err := onePod(ctx, testbed.Config{
+		Agent: agent, Under: onCPU(serverCPU), SessionTokenSize: size.token,
+		Flags: []string{"--request-rate=1000000"}, // all the load is one pod's
+	}, time.Hour)
 	if err != nil {
 		return figure{}, figure{}, err
 	}

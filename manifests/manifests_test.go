@@ -59,10 +59,12 @@ func decode(t *testing.T) map[string]any {
 	return objects
 }
 
-// TestRightsAreThoseTheAgentUses: list and watch for the informers, create for TokenRequest, and Events; nothing else.
+// TestRightsAreThoseTheAgentUses: list and watch for the informers, the node's labels, create for TokenRequest, and Events;
+// nothing else.
 func TestRightsAreThoseTheAgentUses(t *testing.T) {
 	want := []rbacv1.PolicyRule{
 		{APIGroups: []string{""}, Resources: []string{"pods", "serviceaccounts", "namespaces"}, Verbs: []string{"list", "watch"}},
+		{APIGroups: []string{""}, Resources: []string{"nodes"}, Verbs: []string{"get"}},
 		{APIGroups: []string{""}, Resources: []string{"serviceaccounts/token"}, Verbs: []string{"create"}},
 		{APIGroups: []string{""}, Resources: []string{"events"}, Verbs: []string{"create", "patch"}},
 	}

@@ -11,7 +11,7 @@ import (
 
 // TestClients: every client can be told apart, and plays what there is a scenario for.
 func TestClients(t *testing.T) {
-	known := []string{scenarioRestart}
+	known := []string{scenarioRestart, scenarioContainer, scenarioFullURI}
 	for _, s := range slices.Concat(plain(), strict()) {
 		known = append(known, s.name)
 	}

@@ -22,6 +22,8 @@ const (
 	scenarioFloor       = "floor"
 	scenarioRestart     = "restart"
 	scenarioTokens      = "v2 only"
+	scenarioContainer   = "container"
+	scenarioFullURI     = "container URI"
 )
 
 // scenario is something that happens to every client.
@@ -43,6 +45,17 @@ func plain() []scenario {
 		{scenarioFloor, "credentials with 25 minutes left are used 20 times and read once", playFloor},
 	}
 }
+
+// containers are the scenarios of an agent with containerFlag.
+func containers() []scenario {
+	return []scenario{
+		{scenarioContainer, "led to 169.254.170.2 as on ECS, the pod's own role from there and from nowhere else", playContainer},
+		{scenarioFullURI, "the same, led to 169.254.170.23 as with EKS Pod Identity", playFullURI},
+	}
+}
+
+// containerFlag has the agent be the container credentials endpoint, too.
+const containerFlag = "--container-credentials"
 
 // strict are the scenarios of an agent with --imdsv1=false.
 func strict() []scenario {
@@ -243,4 +256,27 @@ func playTokens(ctx context.Context, s *stage, r ready) (string, error) {
 	}
 	_, err = a.leave(a.findsNothing(ctx))
 	return "refused", err
+}
+
+func playContainer(ctx context.Context, s *stage, r ready) (string, error) {
+	return playEndpoint(ctx, s, r, scenarioContainer, "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI=/v2/credentials/conformance")
+}
+
+func playFullURI(ctx context.Context, s *stage, r ready) (string, error) {
+	return playEndpoint(ctx, s, r, scenarioFullURI,
+		"AWS_CONTAINER_CREDENTIALS_FULL_URI=http://169.254.170.23/v1/credentials", "AWS_CONTAINER_AUTHORIZATION_TOKEN=whatever")
+}
+
+// playEndpoint leads the client to the container credentials endpoint. It may still look for its region elsewhere.
+func playEndpoint(ctx context.Context, s *stage, r ready, scenario string, variables ...string) (string, error) {
+	a, err := s.enter(ctx, r, scenario, part{role: r.name, variables: variables})
+	if err != nil {
+		return "", err
+	}
+	err = a.findsItsRole(ctx)
+	forRegion := strings.NewReplacer(string(letterToken), "", string(letterRegion), "")
+	if got := letters(a.wire.heard()); err == nil && forRegion.Replace(got) != string(letterContainer) {
+		err = fmt.Errorf("got its role with the requests %s, want one to the container credentials endpoint", got)
+	}
+	return a.leave(err)
 }

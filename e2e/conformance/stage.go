@@ -52,7 +52,7 @@ func play(ctx context.Context, cfg settings, clients []ready, w io.Writer) (_ *r
 		return nil, fmt.Errorf("create the clients' home: %w", err)
 	}
 
-	all := newResults(clients, plain(), restarts(), strict())
+	all := newResults(clients, plain(), restarts(), containers(), strict())
 	fmt.Fprintf(w, "== podrole with its defaults; its log is %s\n", cfg.log)
 	if err := s.replaceAgent(ctx); err != nil {
 		return nil, err
@@ -65,6 +65,13 @@ func play(ctx context.Context, cfg settings, clients []ready, w io.Writer) (_ *r
 		if err := s.restart(ctx, clients, sc, all); err != nil {
 			return nil, err
 		}
+	}
+	fmt.Fprintln(w, "== podrole with", containerFlag)
+	if err := s.replaceAgent(ctx, containerFlag); err != nil {
+		return nil, err
+	}
+	if err := s.each(ctx, clients, containers(), all, w); err != nil {
+		return nil, err
 	}
 	fmt.Fprintln(w, "== podrole with --imdsv1=false")
 	if err := s.replaceAgent(ctx, "--imdsv1=false"); err != nil {
@@ -169,6 +176,8 @@ func (a *actor) readsAnew(ctx context.Context) error {
 type part struct {
 	role string        // by name; empty for a pod without one
 	life time.Duration // of sessions; default an hour
+	// variables are of the pod's environment, as NAME=VALUE.
+	variables []string
 	// With a latency, the call to STS takes so long from the moment that the client has sent its first request, and
 	// the client starts when minting is closed, which is when the call has arrived.
 	latency time.Duration
@@ -238,7 +247,7 @@ func (s *stage) enter(ctx context.Context, r ready, scenario string, p part) (_ 
 	}
 	var hello answer
 	command := append(append([]string{}, r.command...), s.bed.STS(), testbed.Region)
-	if a.conversation, hello, err = converse(ctx, a.pod, s.home, command...); err != nil {
+	if a.conversation, hello, err = converse(ctx, a.pod, s.home, p.variables, command...); err != nil {
 		return nil, err
 	}
 	if r.version != "" && hello.Version != r.version {

@@ -103,7 +103,7 @@ func (r *results) print(w io.Writer) bool {
 	}
 	_ = table.Flush() // an error of w shows in the lines that follow, or nobody reads them
 
-	fmt.Fprintln(w, "\nasks: what the first credentials take: T token, L list of roles, C credentials, R region")
+	fmt.Fprintln(w, "\nasks: what the first credentials take: T token, L list of roles, C credentials, R region, E container credentials endpoint")
 	for _, s := range r.scenarios {
 		fmt.Fprintf(w, "%s: %s\n", s.name, s.what)
 	}

@@ -51,11 +51,14 @@ type conversation struct {
 	stderr limited
 }
 
-// converse starts a client in a pod and returns when it has introduced itself.
-func converse(ctx context.Context, pod *nodebox.Pod, home string, command ...string) (*conversation, answer, error) {
+// converse starts a client in a pod, with variables of its own in its environment, and returns when it has introduced
+// itself.
+func converse(
+	ctx context.Context, pod *nodebox.Pod, home string, variables []string, command ...string,
+) (*conversation, answer, error) {
 	c := &conversation{lines: make(chan string), ended: make(chan struct{})}
 	c.cmd = exec.Command(command[0], command[1:]...)
-	c.cmd.Env = environment(home)
+	c.cmd.Env = append(environment(home), variables...)
 	c.cmd.Dir = home
 	c.cmd.Stderr = &c.stderr
 	var err error

@@ -21,11 +21,12 @@ import (
 
 // Letters of what clients ask for: those of [client.asks].
 const (
-	letterToken  = 'T' // PUT of a token
-	letterList   = 'L' // the list of roles
-	letterRole   = 'C' // the credentials of a role
-	letterRegion = 'R' // anything that tells the region
-	letterOther  = '?'
+	letterToken     = 'T' // PUT of a token
+	letterList      = 'L' // the list of roles
+	letterRole      = 'C' // the credentials of a role
+	letterRegion    = 'R' // anything that tells the region
+	letterContainer = 'E' // the container credentials endpoint
+	letterOther     = '?'
 )
 
 // exchange is a request to the metadata service and its answer.
@@ -51,6 +52,8 @@ func (e exchange) letter() rune {
 	switch _, role, listed := strings.Cut(e.path, roles); {
 	case e.method == "PUT":
 		return letterToken
+	case strings.HasPrefix(e.path, "/v1/credentials") || strings.HasPrefix(e.path, "/v2/credentials"):
+		return letterContainer
 	case listed && strings.Trim(role, "/") == "":
 		return letterList
 	case listed:
@@ -87,7 +90,7 @@ func describe(exchanges []exchange) string {
 	return strings.Join(lines, ", ")
 }
 
-// wire listens to a pod's conversation with the metadata service from the pod's own end of the cable. The kernel queues
+// wire listens to a pod's conversation with the metadata service, by whichever of its addresses, from the pod's own end of the cable. The kernel queues
 // the packets; they are read when asked for, so what was sent before the question is in the answer.
 type wire struct {
 	mu        sync.Mutex // guards what follows
@@ -98,6 +101,15 @@ type wire struct {
 
 // metadataAddress is where clients look, and nothing else can be told to all of them.
 func metadataAddress() netip.AddrPort { return netip.MustParseAddrPort("169.254.169.254:80") }
+
+// listenedTo reports whether a is an address of the metadata service or of the container credentials endpoint.
+func listenedTo(a netip.AddrPort) bool {
+	switch a {
+	case metadataAddress(), netip.MustParseAddrPort("169.254.170.2:80"), netip.MustParseAddrPort("169.254.170.23:80"):
+		return true
+	}
+	return false
+}
 
 const (
 	// snapLength is what is read of a packet: the heads, and a request's or an answer's first line.
@@ -221,10 +233,10 @@ func parseSegment(packet []byte) (s segment, ok bool) {
 	tcp := packet[head:min(len(packet), max(total, head+leastTCP))]
 	source := netip.AddrPortFrom(netip.AddrFrom4([4]byte(packet[12:16])), binary.BigEndian.Uint16(tcp))
 	destination := netip.AddrPortFrom(netip.AddrFrom4([4]byte(packet[16:20])), binary.BigEndian.Uint16(tcp[2:]))
-	switch metadataAddress() {
-	case destination:
+	switch {
+	case listenedTo(destination):
 		s.client, s.fromClient = source.Port(), true
-	case source:
+	case listenedTo(source):
 		s.client = destination.Port()
 	default:
 		return segment{}, false

@@ -59,6 +59,11 @@ func TestWire(t *testing.T) {
 		{"port_used_again", [][]byte{
 			ask(5000, syn, ""), ask(5000, ack, "PUT /latest/api/token HTTP/1.0\r\n"), ask(5000, syn, ""),
 		}, []exchange{{"PUT", "/latest/api/token", 0}, {}}},
+		{"container_endpoint", [][]byte{
+			packet(pod(), [4]byte{169, 254, 170, 2}, 5000, 80, syn, ""),
+			packet(pod(), [4]byte{169, 254, 170, 2}, 5000, 80, ack, "GET /v2/credentials/0f7a HTTP/1.1\r\n"),
+			packet([4]byte{169, 254, 170, 2}, pod(), 80, 5000, ack, "HTTP/1.1 200 OK\r\n\r\n"),
+		}, []exchange{{"GET", "/v2/credentials/0f7a", 200}}},
 		{"somebody_else", [][]byte{
 			packet(pod(), [4]byte{192, 0, 2, 1}, 5000, 80, syn, ""), packet(pod(), metadata(), 5000, 8080, syn, ""),
 		}, nil},
@@ -91,6 +96,8 @@ func TestLetters(t *testing.T) {
 		"/latest/meta-data/iam/security-credentials//web":   "C",
 		"/2021-07-15/meta-data/placement/availability-zone": "R",
 		"/latest/dynamic/instance-identity/document":        "R",
+		"/v2/credentials/0f7a":                              "E",
+		"/v1/credentials":                                   "E",
 		"/latest/user-data":                                 "?",
 		"":                                                  "?",
 	} {

@@ -84,6 +84,7 @@ func Guard(_ context.Context, cfg config.Config, logger *slog.Logger) error {
 // Uninstall takes rules, guard, address and state away, and leaves the node as it was before podrole. It does nothing while an
 // agent runs that it knows of by --state-dir: that one would undo it.
 func Uninstall(ctx context.Context, cfg config.Config, logger *slog.Logger) error {
+	cfg.Metadata.ContainerCredentials = true // it may have been on
 	if err := noAgent(cfg.State.Dir); err != nil {
 		return err
 	}
@@ -118,7 +119,8 @@ type agent struct {
 	proxy       *proxy.Server
 	state       *state.Dir       // nil without --state-dir
 	decisions   *state.Decisions // nil without --state-dir
-	known       metadata.Static  // of the node, without asking its metadata service
+	known       metadata.Static  // of the node, by flags
+	metadata    *metadata.Store
 	health      *health
 }
 
@@ -243,21 +245,46 @@ func (a *agent) assemble(ctx context.Context) error {
 		return err
 	}
 	a.known = metadata.Static{Region: own.Region, Zone: a.cfg.Metadata.AvailabilityZone}
+	a.metadata = a.openMetadata()
 	a.proxy, err = proxy.New(proxy.Config{
 		Identity: a.directory,
 		Roles:    a.assignments,
 		Sessions: a.cache,
 		Keys:     kept.keys,
 		IMDSv1:   a.cfg.Metadata.IMDSv1,
-		Metadata: metadata.FromStatic(a.known),
 		Wait:     a.cfg.Metadata.RequestWait,
 		Grace:    a.cfg.Shutdown.Drain,
+		Rate:     a.cfg.Metadata.RequestRate,
+
+		Metadata:             a.metadata,
+		Allowances:           a.assignments,
+		ContainerCredentials: a.cfg.Metadata.ContainerCredentials,
+
 		Observe: func(route proxy.Route, code int, took time.Duration) {
 			a.metrics.Served(string(route), code, took)
 		},
 		Logger: a.logger,
 	})
 	return err
+}
+
+// openMetadata makes what answers pods that ask about the node.
+func (a *agent) openMetadata() *metadata.Store {
+	cfg := metadata.Config{
+		Policy: metadata.Policy{InstanceFacts: true}, Allow: a.cfg.Metadata.Allow, Static: a.known, Logger: a.logger,
+	}
+	if a.cfg.Metadata.Upstream {
+		cfg.Client = nodeMetadata(a.cfg)
+	}
+	return metadata.NewStore(cfg)
+}
+
+// readNode completes what pods are told by the labels of the Node: what flags say wins over them, and what the metadata
+// service says over both.
+func (a *agent) readNode(ctx context.Context) {
+	if labels := nodeLabels(ctx, a.kube.client.CoreV1().Nodes(), a.cfg.Cluster.NodeName, a.logger); labels != nil {
+		a.metadata.SetStatic(a.known.Or(metadata.FromLabels(labels)))
+	}
 }
 
 func (a *agent) minter(own aws.Config, kept sts.TokenStore) (*sts.Minter, error) {
@@ -330,8 +357,9 @@ func (a *agent) run(ctx context.Context) error {
 	if a.kube.run != nil {
 		workers.Go(func() error { return a.kube.run(work) })
 	}
-	if a.cfg.Metadata.Upstream {
-		workers.Go(func() error { keepMetadata(work, a.cfg, a.known, a.proxy, a.logger); return nil })
+	workers.Go(func() error { return a.metadata.Run(work) })
+	if a.kube.client != nil {
+		workers.Go(func() error { a.readNode(work); return nil })
 	}
 	served := handler(a.metrics.Handler(), a.health.ready)
 	if address := a.cfg.Observability.MetricsAddress; address != "" {

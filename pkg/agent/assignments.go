@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/podrole/podrole/internal/park"
+	"github.com/podrole/podrole/pkg/proxy/metadata"
 	"github.com/podrole/podrole/pkg/role"
 	"github.com/podrole/podrole/pkg/state"
 	"github.com/podrole/podrole/pkg/telemetry"
@@ -57,8 +58,11 @@ type assignmentsConfig struct {
 type decision struct {
 	pod    role.Workload
 	bypass string // variable that leads the pod's SDKs elsewhere
-	grant  role.Grant
-	denial error
+	// allowed is what the pod may read of the node's metadata besides what every pod may, notAllowed why it is nothing.
+	allowed    []metadata.Pattern
+	notAllowed error
+	grant      role.Grant
+	denial     error
 	// unreadable is the Denial in spite of which the Grant is kept, until the time given; else nil.
 	unreadable error
 	until      time.Time
@@ -80,6 +84,7 @@ var errUndecided = errors.New("pod is not decided on yet: its ServiceAccount or 
 // Known implements identity.Follower.
 func (a *assignments) Known(f role.Facts) {
 	grant, denial := a.cfg.policy.Decide(f)
+	allowed, notAllowed := metadata.ParseAnnotation(a.cfg.policy.MetadataAllow(f))
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	next := decision{pod: f.Workload, bypass: f.Bypass, grant: grant, denial: denial}
@@ -90,6 +95,7 @@ func (a *assignments) Known(f role.Facts) {
 			next = keep(old, denial, readable.Add(a.cfg.keep))
 		}
 	}
+	next.allowed, next.notAllowed = allowed, notAllowed
 	a.put(next)
 }
 
@@ -143,7 +149,7 @@ func (a *assignments) expire() {
 	now := time.Now()
 	for _, d := range a.byUID {
 		if d.unreadable != nil && !now.Before(d.until) {
-			a.put(decision{pod: d.pod, denial: d.unreadable})
+			a.put(decision{pod: d.pod, denial: d.unreadable, allowed: d.allowed, notAllowed: d.notAllowed})
 		}
 		if !d.adoptedUntil.IsZero() && !now.Before(d.adoptedUntil) {
 			a.abandon(d)
@@ -154,6 +160,11 @@ func (a *assignments) expire() {
 // report says what is new about a decision, once.
 func (a *assignments) report(old, next decision, had bool) {
 	logger := a.cfg.logger.With("pod", next.pod)
+	if err := next.notAllowed; err != nil && (old.notAllowed == nil || old.notAllowed.Error() != err.Error()) {
+		logger.Warn("pod may read no more of the node's metadata than others: its annotation cannot be read", "error", err)
+		a.cfg.warn(next.pod, telemetry.EventMetadata, fmt.Sprintf("Annotation %s of its ServiceAccount allows nothing: %v",
+			a.cfg.policy.Keys.MetadataAllow, err))
+	}
 	switch {
 	case next.unreadable != nil:
 		if old.unreadable == nil || old.unreadable.Error() != next.unreadable.Error() {
@@ -201,13 +212,28 @@ func (a *assignments) Gone(w role.Workload) {
 
 // Decide implements proxy.Decider. A pod that has not been decided on parks until it is, or ctx ends.
 func (a *assignments) Decide(ctx context.Context, w role.Workload) (role.Grant, error) {
+	d, err := a.await(ctx, w.UID)
+	if err != nil {
+		return role.Grant{}, err
+	}
+	return d.grant, d.denial
+}
+
+// MetadataAllowed implements proxy.Allowances, and parks as Decide does.
+func (a *assignments) MetadataAllowed(ctx context.Context, w role.Workload) ([]metadata.Pattern, error) {
+	d, err := a.await(ctx, w.UID)
+	return d.allowed, err
+}
+
+// await returns the decision on a pod once there is one. It is errUndecided if ctx ends before.
+func (a *assignments) await(ctx context.Context, uid string) (decision, error) {
 	for {
 		a.mu.Lock()
-		if d, ok := a.byUID[w.UID]; ok {
+		if d, ok := a.byUID[uid]; ok {
 			a.mu.Unlock()
-			return d.grant, d.denial
+			return d, nil
 		}
-		ticket := a.parked.Join(w.UID)
+		ticket := a.parked.Join(uid)
 		a.mu.Unlock()
 		select {
 		case <-ticket.Woken():
@@ -215,7 +241,7 @@ func (a *assignments) Decide(ctx context.Context, w role.Workload) (role.Grant, 
 			a.mu.Lock()
 			a.parked.Leave(ticket)
 			a.mu.Unlock()
-			return role.Grant{}, errUndecided
+			return decision{}, errUndecided
 		}
 	}
 }

@@ -185,3 +185,40 @@ func TestPodsThatBypassUsAreTold(t *testing.T) {
 		t.Errorf("%d pods bypass, want 1", got)
 	}
 }
+
+// TestMetadataAllowed: what the ServiceAccount allows is in force with the decision, with or without a role, and an
+// annotation that cannot be read allows nothing and is said once.
+func TestMetadataAllowed(t *testing.T) {
+	a, l := newTestAssignments(func(string) {})
+	with := func(patterns string) role.Facts {
+		f := factsWith("")
+		f.ServiceAccount["podrole.io/metadata-allow"] = patterns
+		return f
+	}
+	expect := func(when string, want ...string) {
+		t.Helper()
+		patterns, err := a.MetadataAllowed(t.Context(), caller)
+		var got []string
+		for _, p := range patterns {
+			got = append(got, p.String())
+		}
+		if diff := cmp.Diff(want, got); err != nil || diff != "" {
+			t.Errorf("%s: %v, allowed (-want +got):\n%s", when, err, diff)
+		}
+	}
+	a.Known(with("network/interfaces/macs/**"))
+	expect("given", "meta-data/network/interfaces/macs/**")
+	a.Known(with("network/**, tags/x"))
+	a.Known(with("network/**, tags/x"))
+	expect("one of them is not the namespace's to give")
+	a.Known(with("network/**"))
+	expect("mended", "meta-data/network/**")
+	if diff := cmp.Diff([]string{"PodroleDenied for 1", "PodroleMetadataAllowUnreadable for 1"}, l.events); diff != "" {
+		t.Errorf("owners told (-want +got):\n%s", diff)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := a.MetadataAllowed(ctx, role.Workload{UID: "2"}); !errors.Is(err, errUndecided) {
+		t.Errorf("a pod that is not decided on: got %v", err)
+	}
+}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net/http"
 	"net/netip"
 	"strings"
@@ -15,8 +14,6 @@ import (
 	"github.com/aws/aws-sdk-go-v2/feature/ec2/imds"
 
 	"github.com/podrole/podrole/pkg/config"
-	"github.com/podrole/podrole/pkg/proxy"
-	"github.com/podrole/podrole/pkg/proxy/metadata"
 	"github.com/podrole/podrole/pkg/role"
 	"github.com/podrole/podrole/pkg/sts"
 )
@@ -114,28 +111,4 @@ func baseOfProfile(profile string) (string, error) {
 		return "", fmt.Errorf("%q is not the ARN of an instance profile", profile)
 	}
 	return role.ParseBaseARN(account + ":role/")
-}
-
-// keepMetadata fetches what pods may read of the node's metadata, until one fetch succeeds or ctx ends; pods are served
-// what flags say meanwhile. None of it changes in an instance's life.
-func keepMetadata(ctx context.Context, cfg config.Config, static metadata.Static, server *proxy.Server, logger *slog.Logger) {
-	client := nodeMetadata(cfg)
-	const longest = 5 * time.Minute
-	for pause := time.Second; ; pause = min(2*pause, longest) {
-		snapshot, err := func() (*metadata.Snapshot, error) {
-			ctx, cancel := context.WithTimeout(ctx, upstreamTimeout)
-			defer cancel()
-			return metadata.Load(ctx, client, metadata.Policy{InstanceFacts: true}, static)
-		}()
-		server.SetMetadata(snapshot)
-		if err == nil || ctx.Err() != nil {
-			return
-		}
-		logger.Warn("the node's metadata cannot be read; pods are told what flags say", "retry_in", pause, "error", err)
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(pause):
-		}
-	}
 }

@@ -31,10 +31,7 @@ type links struct {
 
 // openLinks changes nothing yet. close must be called.
 func openLinks(cfg config.Config, logger *slog.Logger) (*links, error) {
-	pairs := []node.Target{{Metadata: cfg.Metadata.Address, Agent: cfg.Redirect.AgentAddress}}
-	if wantIPv6(cfg.Redirect.IPv6) {
-		pairs = append(pairs, node.Target{Metadata: cfg.Metadata.AddressIPv6, Agent: cfg.Redirect.AgentAddressIPv6})
-	}
+	pairs := targets(cfg, wantIPv6(cfg.Redirect.IPv6))
 	locator, err := node.NewLocator()
 	if err != nil {
 		return nil, err
@@ -50,6 +47,28 @@ func openLinks(cfg config.Config, logger *slog.Logger) (*links, error) {
 		return nil, err
 	}
 	return &links{redirect, locator, pairs, cfg.Redirect.GuardExceptDNS, logger}, nil
+}
+
+// targets returns the addresses that are led here.
+func targets(cfg config.Config, ipv6 bool) []node.Target {
+	addresses := []netip.Addr{cfg.Metadata.Address, cfg.Metadata.AddressIPv6}
+	if cfg.Metadata.ContainerCredentials {
+		// The container credentials endpoint of ECS
+		// (https://docs.aws.amazon.com/AmazonECS/latest/developerguide/task-iam-roles.html), and that of EKS Pod Identity
+		// (https://docs.aws.amazon.com/eks/latest/userguide/pod-id-how-it-works.html).
+		addresses = append(addresses, netip.AddrFrom4([4]byte{169, 254, 170, 2}))
+		addresses = append(addresses, node.PodIdentityAddresses()...)
+	}
+	var pairs []node.Target
+	for _, address := range addresses {
+		switch {
+		case address.Is4():
+			pairs = append(pairs, node.Target{Metadata: address, Agent: cfg.Redirect.AgentAddress})
+		case ipv6:
+			pairs = append(pairs, node.Target{Metadata: address, Agent: cfg.Redirect.AgentAddressIPv6})
+		}
+	}
+	return pairs
 }
 
 func (l *links) close() {

@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"time"
 
+	"github.com/podrole/podrole/pkg/proxy/metadata"
 	"github.com/podrole/podrole/pkg/role"
 )
 
@@ -78,6 +79,12 @@ type Metadata struct {
 	RequestWait      time.Duration // how long a request of a pod that is not known yet may wait
 	AvailabilityZone string        // empty: to be discovered on the node
 	Upstream         bool          // whether the node's own metadata service is asked for region, zone and node facts
+	// Allow is what every pod may read of the node's metadata beyond what SDKs need.
+	Allow []metadata.Pattern
+	// RequestRate is how many requests per second each pod may make in the long run; 0: any number.
+	RequestRate float64
+	// ContainerCredentials is whether pods are served at the addresses of the container credentials endpoints, too.
+	ContainerCredentials bool
 }
 
 // Backend chooses the iptables commands.

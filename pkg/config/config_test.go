@@ -13,6 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 
+	"github.com/podrole/podrole/pkg/proxy/metadata"
 	"github.com/podrole/podrole/pkg/role"
 )
 
@@ -20,7 +21,10 @@ import (
 func minimal(more ...string) []string { return append([]string{"--node-name=node-1"}, more...) }
 
 func compareAddresses() cmp.Option {
-	return cmp.Comparer(func(a, b netip.Addr) bool { return a == b })
+	return cmp.Options{
+		cmp.Comparer(func(a, b netip.Addr) bool { return a == b }),
+		cmp.Comparer(func(a, b metadata.Pattern) bool { return a.String() == b.String() }),
+	}
 }
 
 func TestDefaults(t *testing.T) {
@@ -54,6 +58,7 @@ func TestDefaults(t *testing.T) {
 			IMDSv1:      true,
 			RequestWait: 900 * time.Millisecond,
 			Upstream:    true,
+			RequestRate: 100,
 		},
 		Redirect: Redirect{
 			AgentAddress:     netip.MustParseAddr("169.254.77.1"),
@@ -122,6 +127,17 @@ func samples() map[string]struct {
 		"request-wait":          {"0s", func(c *Config) { c.Metadata.RequestWait = 0 }},
 		"availability-zone":     {"us-west-2-lax-1a", func(c *Config) { c.Metadata.AvailabilityZone = "us-west-2-lax-1a" }},
 		"metadata-upstream":     {"false", func(c *Config) { c.Metadata.Upstream = false }},
+		"metadata-allow": {"tags/**, dynamic/x", func(c *Config) {
+			for _, text := range []string{"tags/**", "dynamic/x"} {
+				p, err := metadata.ParsePattern(text)
+				if err != nil {
+					panic(err)
+				}
+				c.Metadata.Allow = append(c.Metadata.Allow, p)
+			}
+		}},
+		"request-rate":          {"0", func(c *Config) { c.Metadata.RequestRate = 0 }},
+		"container-credentials": {"true", func(c *Config) { c.Metadata.ContainerCredentials = true }},
 		"agent-address":         {"169.254.78.9", func(c *Config) { c.Redirect.AgentAddress = netip.MustParseAddr("169.254.78.9") }},
 		"agent-address-ipv6":    {"fd12::1", func(c *Config) { c.Redirect.AgentAddressIPv6 = netip.MustParseAddr("fd12::1") }},
 		"iptables-backend":      {"legacy", func(c *Config) { c.Redirect.IPTablesBackend = BackendLegacy }},
@@ -285,7 +301,16 @@ func bad() map[string][]struct{ args, line string } {
 			{"--state-max-age=-1s", `--state-max-age "-1s": too short`},
 			{"--state-max-age=", `--state-max-age "": not a duration`},
 		},
-		"probe-socket": {{"--probe-socket=socket", `--probe-socket "socket": not an absolute path`}},
+		"metadata-allow": {
+			{"--metadata-allow=iam/**", `--metadata-allow "iam/**": metadata pattern "iam/**": it covers meta-data/iam`},
+			{"--metadata-allow=tags//x", `--metadata-allow "tags//x": metadata pattern "tags//x": write segments`},
+		},
+		"request-rate": {
+			{"--request-rate=-1", `--request-rate "-1": not greater than zero`},
+			{"--request-rate=many", `--request-rate "many": not a number`},
+		},
+		"container-credentials": {{"--container-credentials=on", `--container-credentials "on": not a boolean`}},
+		"probe-socket":          {{"--probe-socket=socket", `--probe-socket "socket": not an absolute path`}},
 		"linger": {
 			{"--linger=25h", `--linger "25h": too long`},
 			{"--linger=always", `--linger "always": not a duration`},

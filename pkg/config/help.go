@@ -57,10 +57,12 @@ func WriteReference(w io.Writer) error {
 			}
 			mark := ""
 			switch {
-			case s.beside&guard != 0:
+			case s.beside == uninstall|guard:
 				mark = " * †"
-			case s.beside&uninstall != 0:
+			case s.beside == uninstall:
 				mark = " *"
+			case s.beside == guard:
+				mark = " †"
 			}
 			fmt.Fprintf(&b, "| `--%s`%s | %s | %s | %s |\n", s.name, mark, s.valueText(), s.defaultMarkdown(), s.help)
 		}

@@ -4,6 +4,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/podrole/podrole/pkg/proxy/metadata"
 	"github.com/podrole/podrole/pkg/role"
 )
 
@@ -270,6 +271,24 @@ func table(c *Config) []setting {
 				"never are.",
 			want:  "true or false",
 			parse: into(&c.Metadata.Upstream, boolean),
+		}, {
+			topic: topicMetadata, name: "metadata-allow", value: "LIST", unset: "what SDKs need, and nothing more",
+			help: "What every pod may read besides of the node's metadata: paths below meta-data/, with * for a segment and ** for " +
+				"the rest. For a single workload use the ServiceAccount annotation podrole.io/metadata-allow.",
+			want:  "paths separated by commas, for example network/interfaces/macs/**",
+			parse: into(&c.Metadata.Allow, metadata.ParsePatterns),
+		}, {
+			topic: topicMetadata, name: "request-rate", value: "REQUESTS/S", preset: "100",
+			help: "How many requests per second each pod may make in the long run, with five seconds' worth of them at once; 0 is any " +
+				"number. What is beyond is delayed, and closed after a second.",
+			want:  "requests per second, for example 100, or 0",
+			parse: into(&c.Metadata.RequestRate, requestRate),
+		}, {
+			topic: topicMetadata, name: "container-credentials", preset: "false", beside: guard,
+			help: "Whether pods are also served at 169.254.170.2, 169.254.170.23 and fd00:ec2::23, the container credentials endpoints " +
+				"of ECS and of EKS Pod Identity. Not beside the EKS Pod Identity Agent.",
+			want:  "true or false",
+			parse: into(&c.Metadata.ContainerCredentials, boolean),
 		},
 
 		{

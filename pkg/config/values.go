@@ -113,6 +113,14 @@ func rate(s string) (float64, error) {
 	return r, nil
 }
 
+// requestRate is a rate, of which 0 is none.
+func requestRate(s string) (float64, error) {
+	if s == "0" {
+		return 0, nil
+	}
+	return rate(s)
+}
+
 func level(s string) (slog.Level, error) {
 	switch s {
 	case "debug":

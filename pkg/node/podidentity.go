@@ -13,9 +13,9 @@ import (
 // aws/eks-pod-identity-agent).
 const podIdentityLink = "pod-id-link0"
 
-// podIdentityAddresses are where the EKS Pod Identity Agent serves:
+// PodIdentityAddresses returns where the EKS Pod Identity Agent serves:
 // https://docs.aws.amazon.com/eks/latest/userguide/pod-id-how-it-works.html
-func podIdentityAddresses() []netip.Addr {
+func PodIdentityAddresses() []netip.Addr {
 	return []netip.Addr{netip.MustParseAddr("169.254.170.23"), netip.MustParseAddr("fd00:ec2::23")}
 }
 
@@ -80,4 +80,4 @@ func checkPodIdentityAgent(handle *netlink.Handle) error {
 	return found
 }
 
-func isPodIdentityAddress(addr netip.Addr) bool { return slices.Contains(podIdentityAddresses(), addr) }
+func isPodIdentityAddress(addr netip.Addr) bool { return slices.Contains(PodIdentityAddresses(), addr) }

@@ -21,14 +21,17 @@ type answer struct {
 // ok returns the answer with status 200 and this body.
 func ok(body []byte) answer { return answer{status: http.StatusOK, body: body} }
 
-// answerTo returns the answer that err stands for.
-func answerTo(err error) answer {
+// answerTo returns the answer that err stands for, in JSON or as the metadata service gives it.
+func answerTo(err error, json bool) answer {
 	a := answer{status: statusOf(err)}
 	r, ok := errors.AsType[*refusal](err)
 	if ok {
 		a.allow = r.allow
 	}
-	if !ok || !r.bare {
+	switch {
+	case json:
+		a.page = containerPage(a.status)
+	case !ok || !r.bare:
 		a.page = page(a.status)
 	}
 	return a
@@ -50,11 +53,15 @@ func (h *header) set(to http.Header, key, value string) {
 }
 
 // write sends a with the headers that IMDS sends; Date comes from net/http. Content-Length is explicit because
-// net/http chunks a longer body without, and Connection because it would leave it out of an HTTP/1.0 response.
-func (h *header) write(w http.ResponseWriter, a answer, started time.Time) {
+// net/http chunks a longer body without, and Connection because it would leave it out of an HTTP/1.0 response. The
+// container credentials endpoint, which answers JSON, sends the same ones.
+func (h *header) write(w http.ResponseWriter, a answer, json bool, started time.Time) {
 	length, contentType := len(a.body), "text/plain"
 	if a.page != "" {
 		length, contentType = len(a.page), "text/html"
+	}
+	if json {
+		contentType = "application/json"
 	}
 	modified := a.modified
 	if modified.IsZero() {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"net/netip"
 	"time"
 
@@ -35,11 +36,30 @@ type Sessions interface {
 	Get(ctx context.Context, g role.Grant) (*cache.Session, error)
 }
 
+// Metadata answers what pods may read besides their credentials. It is called concurrently.
+type Metadata interface {
+	// Read returns what is at r.Path, and whether there is anything there that the pod may read. It returns at once for
+	// what every pod may read at all times. An error means that it is not known yet.
+	Read(ctx context.Context, r metadata.Request) (body []byte, found bool, err error)
+}
+
+// Allowances says what single pods may read of the node's metadata. It is called concurrently.
+type Allowances interface {
+	// MetadataAllowed returns what a pod may read besides what every pod may, as soon as that is decided. An error means
+	// that ctx ended before.
+	MetadataAllowed(ctx context.Context, w role.Workload) ([]metadata.Pattern, error)
+}
+
 // Defaults of Config.
 const (
 	DefaultWait  = 900 * time.Millisecond
 	DefaultGrace = 2 * time.Second
 )
+
+// DefaultRate is a Config.Rate for pods in general: about what an instance has on EC2, whose services at link-local
+// addresses take 1024 packets a second together (https://docs.aws.amazon.com/vpc/latest/userguide/AmazonDNS-concepts.html,
+// quotas), at ten packets a request.
+const DefaultRate = 100
 
 // Config is what a Server is made of.
 type Config struct {
@@ -54,12 +74,24 @@ type Config struct {
 	// IMDSv1 allows requests without a token, as SDKs from before November 2019 send them.
 	IMDSv1 bool
 
-	// Metadata is what pods may read besides their credentials. Optional: nothing. SetMetadata replaces it.
-	Metadata *metadata.Snapshot
+	// ContainerCredentials answers as the container credentials endpoint, too: see containerHost. Whoever leads pods to it
+	// at those addresses leads them to the same listener. It asks for no token, with or without IMDSv1.
+	ContainerCredentials bool
+
+	// Metadata is what pods may read besides their credentials. Optional: nothing.
+	Metadata Metadata
+
+	// Allowances say which pods may read more of Metadata than every pod may. Optional: none.
+	Allowances Allowances
 
 	// Wait is how long a request may park in all, for identity, decision and session together. Optional:
 	// DefaultWait, below the one second after which most SDKs give up.
 	Wait time.Duration
+
+	// Rate is how many requests per second one source address may make in the long run. It may save up to five seconds'
+	// worth of them for a burst, as when a pod with many processes starts. What is beyond that is delayed, and closed
+	// without an answer when it is not due within a second. Optional: no limit. See DefaultRate.
+	Rate float64
 
 	// Grace is how long Serve lets requests in flight finish once it is told to stop. Optional: DefaultGrace.
 	Grace time.Duration
@@ -85,6 +117,9 @@ func (c Config) withDefaults() (Config, error) {
 	if c.Wait < 0 || c.Grace < 0 {
 		errs = append(errs, fmt.Errorf("wait (%v) and grace (%v) must not be negative", c.Wait, c.Grace))
 	}
+	if c.Rate < 0 || math.IsNaN(c.Rate) || math.IsInf(c.Rate, 0) {
+		errs = append(errs, fmt.Errorf("rate (%v) must be a number, and not negative", c.Rate))
+	}
 	if c.Wait == 0 {
 		c.Wait = DefaultWait
 	}
@@ -92,7 +127,7 @@ func (c Config) withDefaults() (Config, error) {
 		c.Grace = DefaultGrace
 	}
 	if c.Metadata == nil {
-		c.Metadata = metadata.FromStatic(metadata.Static{})
+		c.Metadata = metadata.NewStore(metadata.Config{})
 	}
 	if c.Observe == nil {
 		c.Observe = func(Route, int, time.Duration) {}

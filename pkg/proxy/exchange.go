@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -9,6 +10,7 @@ import (
 	"time"
 
 	"github.com/podrole/podrole/pkg/cache"
+	"github.com/podrole/podrole/pkg/proxy/metadata"
 	"github.com/podrole/podrole/pkg/role"
 )
 
@@ -21,8 +23,8 @@ const (
 	tokenTTLHeaderKey = "X-Aws-Ec2-Metadata-Token-Ttl-Seconds"
 )
 
-// exchange is one request and the way to its answer. It is one allocation; the string of header values is the other
-// one that a request from memory costs here.
+// exchange is one request and the way to its answer. It is part of its connection; beside that, a request that is answered
+// from memory allocates the string of header values.
 type exchange struct {
 	*Server
 	request *http.Request
@@ -39,10 +41,13 @@ type exchange struct {
 // logs it, and counts the request.
 func (s *Server) serveHTTP(w http.ResponseWriter, r *http.Request) {
 	started := time.Now()
-	x := &exchange{
+	c := r.Context().Value(connectionKey{}).(*connection)
+	x := &c.exchange
+	*x = exchange{
 		Server:  s,
 		request: r,
-		target:  resolve(r.URL.Path),
+		target:  s.resolve(r.Host, r.URL.Path),
+		source:  c.peer.Addr(),
 		now:     s.now(),
 		budget:  budget{Context: r.Context(), deadline: started.Add(s.wait)},
 	}
@@ -50,10 +55,10 @@ func (s *Server) serveHTTP(w http.ResponseWriter, r *http.Request) {
 
 	a, err := x.answer()
 	if err != nil {
-		a = answerTo(err)
+		a = answerTo(err, x.target.json)
 		x.log(a.status, err)
 	}
-	x.header.write(w, a, s.started)
+	x.header.write(w, a, x.target.json, s.started)
 	s.observe(x.target.route, a.status, time.Since(started))
 }
 
@@ -91,19 +96,19 @@ func (x *exchange) log(status int, err error) {
 // answer finds the answer, or an error that stands for it.
 func (x *exchange) answer() (answer, error) {
 	r := x.request
-	peer, err := netip.ParseAddrPort(r.RemoteAddr)
-	if err != nil {
-		return answer{}, fmt.Errorf("read source address: %w", err)
+	if !x.source.IsValid() {
+		return answer{}, errors.New("the connection comes from no IP address")
 	}
-	x.source = peer.Addr().Unmap()
-
 	// What a proxy passes on comes from the proxy's pod, whoever asked for it. IMDS refuses such requests too
 	// (https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/configuring-instance-metadata-service.html).
 	if len(r.Header["X-Forwarded-For"]) > 0 {
 		return answer{}, errForwarded
 	}
-	if !allowedHost(r.Host) {
+	if !x.allowedHost(r.Host) {
 		return answer{}, errHost
+	}
+	if x.target.json {
+		return x.containerCredentials()
 	}
 	switch r.Method {
 	case http.MethodGet, http.MethodHead:
@@ -182,12 +187,7 @@ func (x *exchange) read() (answer, error) {
 	case RouteVersions:
 		return x.public([]byte(versions))
 	case RouteMetadata:
-		body, found := x.metadata.Load().Get(x.target.name)
-		if !found {
-			x.target.route = RouteUnknown
-			return answer{}, errPath
-		}
-		return x.public(body)
+		return x.node()
 	case RouteRole:
 		return x.role()
 	case RouteCredentials:
@@ -210,14 +210,48 @@ func (x *exchange) public(body []byte) (answer, error) {
 	return ok(body), nil
 }
 
-// grant returns the calling pod's Grant, once pod and decision are known.
-func (x *exchange) grant() (role.Grant, error) {
+// node answers what pods may read of the node's metadata. Who is asking matters only for what not every pod may read, and
+// only where there is anything that somebody might.
+func (x *exchange) node() (answer, error) {
+	r := metadata.Request{Path: x.target.name, Source: x.source}
+	body, found, err := x.metadata.Read(&x.budget, r)
+	if err != nil {
+		return answer{}, err
+	}
+	if found {
+		return x.public(body)
+	}
+	if x.allows != nil && metadata.Allowable(r.Path) {
+		if err := x.identify(); err != nil {
+			return answer{}, err
+		}
+		if r.Allowed, err = x.allows.MetadataAllowed(&x.budget, x.pod); err != nil {
+			return answer{}, fmt.Errorf("decide what %s may read: %w", x.pod, err)
+		}
+		if body, found, err = x.metadata.Read(&x.budget, r); found || err != nil {
+			return ok(body), err
+		}
+	}
+	x.target.route = RouteUnknown
+	return answer{}, errPath
+}
+
+// identify finds out which pod is calling, and refuses the token of another one.
+func (x *exchange) identify() error {
 	var err error
 	if x.pod, err = x.identity.Await(&x.budget, x.source); err != nil {
-		return role.Grant{}, fmt.Errorf("identify %s: %w", x.source, err)
+		return fmt.Errorf("identify %s: %w", x.source, err)
 	}
 	if x.token.key != nil && !x.token.verifyPod(x.source, x.pod.UID) {
-		return role.Grant{}, errBadToken
+		return errBadToken
+	}
+	return nil
+}
+
+// grant returns the calling pod's Grant, once pod and decision are known.
+func (x *exchange) grant() (role.Grant, error) {
+	if err := x.identify(); err != nil {
+		return role.Grant{}, err
 	}
 	g, err := x.roles.Decide(&x.budget, x.pod)
 	if err != nil {
@@ -253,11 +287,8 @@ func (x *exchange) credentials() (answer, error) {
 	if x.target.name != g.RoleName() && x.target.name != g.RoleARN {
 		return answer{}, errRoleName
 	}
-	session, err := x.sessions.Get(&x.budget, g)
+	session, err := x.session(g)
 	if err != nil {
-		return answer{}, fmt.Errorf("get session of %s for %s: %w", g.RoleARN, x.pod, err)
-	}
-	if err := check(session, g, x.now); err != nil {
 		return answer{}, err
 	}
 	a := ok(session.Body)
@@ -266,6 +297,15 @@ func (x *exchange) credentials() (answer, error) {
 		a.body = withAccountID(session.Body, session.Credentials.AssumedRoleARN)
 	}
 	return a, nil
+}
+
+// session returns the Session of g, which is good now.
+func (x *exchange) session(g role.Grant) (*cache.Session, error) {
+	session, err := x.sessions.Get(&x.budget, g)
+	if err != nil {
+		return nil, fmt.Errorf("get session of %s for %s: %w", g.RoleARN, x.pod, err)
+	}
+	return session, check(session, g, x.now)
 }
 
 // check holds the last door: whatever went wrong before, credentials of another Grant or expired ones do not leave.

@@ -69,6 +69,14 @@ func (f fakeIdentity) Await(ctx context.Context, source netip.Addr) (role.Worklo
 	return f.await(ctx, source)
 }
 
+type fakeAllowances struct {
+	*memory[role.Workload, []metadata.Pattern]
+}
+
+func (f fakeAllowances) MetadataAllowed(ctx context.Context, w role.Workload) ([]metadata.Pattern, error) {
+	return f.await(ctx, w)
+}
+
 type decision struct {
 	grant  role.Grant
 	denial *role.Denial
@@ -140,7 +148,7 @@ func newNode(tb testing.TB, edit func(*Config)) *node {
 		Sessions: n.sessions,
 		Keys:     [][]byte{testKey},
 		IMDSv1:   true,
-		Metadata: metadata.FromStatic(testStatic),
+		Metadata: metadata.NewStore(metadata.Config{Static: testStatic}),
 		Logger:   slog.New(slog.NewTextHandler(tb.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})),
 	}
 	if edit != nil {

@@ -12,29 +12,17 @@ const metadataHost = "169.254.169.254"
 
 // allowedHost reports whether host, of a Host header, is a form in which SDKs name the metadata service. Anything else
 // is somebody's name that was made to resolve to it: DNS rebinding.
-func allowedHost(host string) bool {
+func (s *Server) allowedHost(host string) bool {
 	switch host {
 	case "", metadataHost, metadataHost + ":80", "[fd00:ec2::254]", "[fd00:ec2::254]:80":
 		return true
 	}
-	return false
+	return s.container && containerHost(host)
 }
 
-// hostListener makes net/http accept requests without a Host header. The AWS Common Runtime sent them until 2023
-// (aws-c-auth before 0.6.29) and takes the 400 that RFC 9112, section 3.2, asks for as final.
-type hostListener struct{ net.Listener }
-
-// Accept implements net.Listener.
-func (l hostListener) Accept() (net.Conn, error) {
-	c, err := l.Listener.Accept()
-	if err != nil {
-		return nil, err
-	}
-	return &hostConn{Conn: c}, nil
-}
-
-// hostConn is a connection that ends its first request head with a Host header where the client sent none. The later
-// ones are left as they are: every response closes the connection.
+// hostConn is a connection that ends its first request head with a Host header where the client sent none, for net/http to
+// accept it. The AWS Common Runtime sent none until 2023 (aws-c-auth before 0.6.29), and takes the 400 that RFC 9112,
+// section 3.2, asks for as final. Later heads are left as they are: every response closes the connection.
 type hostConn struct {
 	net.Conn
 	head    headScanner

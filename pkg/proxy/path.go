@@ -13,6 +13,7 @@ const (
 	RouteInfo        Route = "info"        // iam/info
 	RouteVersions    Route = "versions"    // "/"
 	RouteMetadata    Route = "metadata"    // an allowed leaf or a listing below a version
+	RouteContainer   Route = "container"   // the container credentials endpoint
 	RouteUnknown     Route = "unknown"     // everything else, always refused
 )
 
@@ -21,6 +22,7 @@ type target struct {
 	route    Route
 	name     string // RouteCredentials: the role asked for; RouteMetadata: the path below the version prefix
 	extended bool   // of the security-credentials-extended tree, which adds the account ID
+	json     bool   // of the container credentials endpoint, which answers JSON also when it refuses
 }
 
 const (

@@ -64,7 +64,7 @@ func FuzzResolve(f *testing.F) {
 		f.Add(seed)
 	}
 	allowed := map[string]bool{}
-	snapshot := metadata.FromStatic(testStatic)
+	store := metadata.NewStore(metadata.Config{Static: testStatic})
 	for _, p := range []string{
 		"", "meta-data", "meta-data/iam", "meta-data/placement", "meta-data/placement/region",
 		"meta-data/placement/availability-zone", "meta-data/services", "meta-data/services/domain",
@@ -105,7 +105,7 @@ func FuzzResolve(f *testing.F) {
 					t.Fatalf("%q leads to %s", p, got.route)
 				}
 			case RouteMetadata:
-				if _, ok := snapshot.Get(got.name); ok && !allowed[rest] {
+				if _, ok, _ := store.Read(t.Context(), metadata.Request{Path: got.name}); ok && !allowed[rest] {
 					t.Fatalf("%q finds %q", p, got.name)
 				}
 			}

@@ -8,12 +8,9 @@ import (
 	"net"
 	"net/http"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/time/rate"
-
-	"github.com/podrole/podrole/pkg/proxy/metadata"
 )
 
 // Limits on one connection; Wait is added to the times. The request head of the wordiest SDK is about 1 KiB. A body
@@ -32,15 +29,18 @@ type Server struct {
 	sessions Sessions
 	tokens   keyring
 	imdsv1   bool
-	metadata atomic.Pointer[metadata.Snapshot]
-	wait     time.Duration
-	grace    time.Duration
-	observe  func(Route, int, time.Duration)
-	logger   *slog.Logger
-	warnings rate.Sometimes
-	now      func() time.Time
-	started  time.Time
-	limiter  *limiter
+	// container: whether to be the container credentials endpoint as well.
+	container bool
+	metadata  Metadata
+	allows    Allowances // nil: none
+	wait      time.Duration
+	grace     time.Duration
+	observe   func(Route, int, time.Duration)
+	logger    *slog.Logger
+	warnings  rate.Sometimes
+	now       func() time.Time
+	started   time.Time
+	limiter   *limiter
 }
 
 // New returns a Server, or what is wrong with c.
@@ -53,27 +53,25 @@ func New(c Config) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("configure metadata server: %w", err)
 	}
-	s := &Server{
-		identity: c.Identity,
-		roles:    c.Roles,
-		sessions: c.Sessions,
-		tokens:   tokens,
-		imdsv1:   c.IMDSv1,
-		wait:     c.Wait,
-		grace:    c.Grace,
-		observe:  c.Observe,
-		logger:   c.Logger,
-		warnings: rate.Sometimes{First: 10, Interval: 10 * time.Second},
-		now:      c.Now,
-		started:  c.Now(),
-		limiter:  newLimiter(),
-	}
-	s.metadata.Store(c.Metadata)
-	return s, nil
+	return &Server{
+		identity:  c.Identity,
+		roles:     c.Roles,
+		sessions:  c.Sessions,
+		tokens:    tokens,
+		imdsv1:    c.IMDSv1,
+		metadata:  c.Metadata,
+		allows:    c.Allowances,
+		container: c.ContainerCredentials,
+		wait:      c.Wait,
+		grace:     c.Grace,
+		observe:   c.Observe,
+		logger:    c.Logger,
+		warnings:  rate.Sometimes{First: 10, Interval: 10 * time.Second},
+		now:       c.Now,
+		started:   c.Now(),
+		limiter:   newLimiter(c.Rate),
+	}, nil
 }
-
-// SetMetadata replaces what pods may read besides their credentials, from the next request on. It must not be nil.
-func (s *Server) SetMetadata(m *metadata.Snapshot) { s.metadata.Store(m) }
 
 // Serve answers requests from l until ctx ends; then it closes l, lets requests in flight finish for at most
 // Config.Grace, cuts what is left, and returns nil once every goroutine has ended. If l fails before that, it returns
@@ -97,6 +95,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		WriteTimeout:                 writeTimeout + s.wait,
 		MaxHeaderBytes:               maxHeaderBytes,
 		BaseContext:                  func(net.Listener) context.Context { return requests },
+		ConnContext:                  func(ctx context.Context, c net.Conn) context.Context { return c.(*connection).within(ctx) },
 		ErrorLog:                     slog.NewLogLogger(s.logger.Handler(), slog.LevelError),
 		ConnState: func(_ net.Conn, state http.ConnState) {
 			switch state {
@@ -108,8 +107,11 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		},
 	}
 
-	served := make(chan error, 1)
-	go func() { served <- server.Serve(hostListener{limitListener{l, s.limiter}}) }()
+	// Connections come from l, or from the room where they wait for their turn.
+	room := newWaitingRoom(l, s.limiter)
+	served, waited := make(chan error, 1), make(chan error, 1)
+	go func() { served <- server.Serve(listener{l, s.limiter, room}) }()
+	go func() { waited <- server.Serve(room) }()
 	var failure error
 	select {
 	case <-ctx.Done():
@@ -124,6 +126,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	if failure == nil {
 		failure = <-served
 	}
+	<-waited // ends with Shutdown, and with nothing else
 	// Nothing is left to accept, but the last connection accepted may have come too late for Shutdown to see.
 	cut()
 	_ = server.Close() // closes what can be closed; there is no one to tell about the rest

@@ -37,6 +37,7 @@ type Keys struct {
 	SessionDuration string // beside the role
 	AllowedRoles    string // on Namespaces: kube2iam's permission
 	Permitted       string // on Namespaces: kiam's permission
+	MetadataAllow   string // on ServiceAccounts: what their pods may read of the node's metadata
 }
 
 // DefaultKeys returns the keys as podrole, IRSA, kube2iam and kiam document them.
@@ -51,6 +52,7 @@ func DefaultKeys() Keys {
 		SessionDuration: "podrole.io/session-duration",
 		AllowedRoles:    "iam.amazonaws.com/allowed-roles",
 		Permitted:       "iam.amazonaws.com/permitted",
+		MetadataAllow:   "podrole.io/metadata-allow",
 	}
 }
 
@@ -116,6 +118,15 @@ func (p *Policy) Decide(f Facts) (Grant, error) {
 		g.Tags = Tags{Cluster: p.Cluster, Namespace: g.Namespace, ServiceAccount: g.ServiceAccount}
 	}
 	return p.shape(g, named)
+}
+
+// MetadataAllow returns what the ServiceAccount allows the pod to read of the node's metadata beyond what every pod may, as
+// it is written there: nothing, if the ServiceAccount says nothing or is gone. It has nothing to do with the role.
+func (p *Policy) MetadataAllow(f Facts) string {
+	if f.ServiceAccountWasDeleted {
+		return ""
+	}
+	return f.ServiceAccount[p.Keys.MetadataAllow]
 }
 
 // named is a role that some object names.

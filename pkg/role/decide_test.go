@@ -340,3 +340,22 @@ func TestForbidsReadsWhatCanBeRead(t *testing.T) {
 		})
 	}
 }
+
+// What the pod may read of the node's metadata is for the ServiceAccount to say, and for nobody else.
+func TestMetadataAllow(t *testing.T) {
+	allow := annotations{"podrole.io/metadata-allow": "spot/*"}
+	for name, tt := range map[string]struct {
+		facts role.Facts
+		want  string
+	}{
+		"service_account": {role.Facts{ServiceAccount: allow}, "spot/*"},
+		"deleted":         {role.Facts{ServiceAccount: allow, ServiceAccountWasDeleted: true}, ""},
+		"pod":             {role.Facts{Pod: allow}, ""},
+		"namespace":       {role.Facts{Namespace: allow}, ""},
+		"nobody":          {role.Facts{}, ""},
+	} {
+		if got := policy(nil).MetadataAllow(tt.facts); got != tt.want {
+			t.Errorf("%s: %q, want %q", name, got, tt.want)
+		}
+	}
+}

@@ -20,6 +20,8 @@ const (
 	EventRefused = "PodroleRefusedByAWS"
 	// EventBypassed: the pod's environment leads its SDKs elsewhere.
 	EventBypassed = "PodroleBypassed"
+	// EventMetadata: the annotation that allows the pod more of the node's metadata cannot be read.
+	EventMetadata = "PodroleMetadataAllowUnreadable"
 	// EventRepaired, of the Node: another program changed the redirect, which has been repaired.
 	EventRepaired = "PodroleRedirectRepaired"
 	// EventLeftover, of the Node: another program redirects the metadata address too.

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"net/http"
 	"strings"
 
@@ -38,7 +37,7 @@ func (p Policy) leaves() []string {
 	leaves := []string{
 		pathRegion,
 		pathZone,
-		"meta-data/placement/availability-zone-id",
+		pathZoneID,
 		pathDomain,
 		pathPartition,
 		pathDocument,
@@ -46,10 +45,10 @@ func (p Policy) leaves() []string {
 	if p.InstanceFacts {
 		leaves = append(leaves,
 			"meta-data/instance-id",
-			"meta-data/instance-type",
+			pathInstanceType,
 			"meta-data/instance-life-cycle",
-			"meta-data/hostname",
-			"meta-data/local-hostname",
+			pathHostname,
+			pathLocalName,
 			"meta-data/local-ipv4",
 			"meta-data/mac",
 			"meta-data/ami-id",
@@ -58,20 +57,16 @@ func (p Policy) leaves() []string {
 	return leaves
 }
 
-// maxLeaf bounds one answer, in bytes. The largest allowed leaf, the identity document, is below 1 KiB.
-const maxLeaf = 64 << 10
-
-// Load fetches every leaf that policy allows and returns them as a Snapshot. What the service answers wins over
-// static; static fills in what the service does not have (404) or what could not be fetched.
-//
-// The Snapshot is never nil. An error means that the service failed at some leaf, that the ones after it were not
-// asked for, and that the Snapshot is poorer for it: serve it and try again later.
-func Load(ctx context.Context, client Client, policy Policy, static Static) (*Snapshot, error) {
-	leaves := static.leaves()
-	fetched, err := fetch(ctx, client, policy.leaves())
-	maps.Copy(leaves, fetched)
-	return newSnapshot(leaves), err
+// limit returns what p allows of s.
+func (p Policy) limit(s Static) Static {
+	if !p.InstanceFacts {
+		s.InstanceType, s.Hostname, s.Architecture = "", "", ""
+	}
+	return s
 }
+
+// maxLeaf bounds one answer, in bytes. The identity document is below 1 KiB, and so is a listing of fifty interfaces.
+const maxLeaf = 16 << 10
 
 // fetch asks for the leaves one after the other, which keeps well under the limit of 1024 packets per second that
 // the service shares with the node's resolver. It stops at the first failure: a service that does not answer once
@@ -91,8 +86,12 @@ func fetch(ctx context.Context, client Client, paths []string) (map[string][]byt
 	return leaves, nil
 }
 
+// get fetches what is at path. Nothing else is in the request that a pod might have had a say in.
 func get(ctx context.Context, client Client, path string) ([]byte, error) {
 	content, err := open(ctx, client, path)
+	if isRedirect(err) { // on Xen, a listing is behind a slash
+		content, err = open(ctx, client, path+"/")
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -123,7 +122,14 @@ func open(ctx context.Context, client Client, path string) (io.ReadCloser, error
 }
 
 // isNotFound reports whether the service answered that it has no such leaf.
-func isNotFound(err error) bool {
-	response, ok := errors.AsType[*smithyhttp.ResponseError](err)
-	return ok && response.HTTPStatusCode() == http.StatusNotFound
+func isNotFound(err error) bool { return statusOf(err) == http.StatusNotFound }
+
+func isRedirect(err error) bool { return statusOf(err) == http.StatusMovedPermanently }
+
+// statusOf returns the status that the service answered with, if that is what the error is about.
+func statusOf(err error) int {
+	if response, ok := errors.AsType[*smithyhttp.ResponseError](err); ok {
+		return response.HTTPStatusCode()
+	}
+	return 0
 }

@@ -16,8 +16,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// contents returns a Snapshot's answers as strings.
-func contents(s *Snapshot) map[string]string {
+// contents returns a snapshot's answers as strings.
+func contents(s *snapshot) map[string]string {
 	all := make(map[string]string)
 	for path, body := range s.answers {
 		all[path] = string(body)
@@ -25,7 +25,19 @@ func contents(s *Snapshot) map[string]string {
 	return all
 }
 
-func TestFromStatic(t *testing.T) {
+// fromStatic is what pods are told where there is no service.
+func fromStatic(static Static) *snapshot {
+	return NewStore(Config{Policy: Policy{InstanceFacts: true}, Static: static}).public.Load()
+}
+
+// load is what pods are told after one try to fetch it, and why it failed.
+func load(ctx context.Context, client Client, policy Policy, static Static) (*snapshot, error) {
+	store := NewStore(Config{Client: client, Policy: policy, Static: static})
+	err := store.load(ctx)
+	return store.public.Load(), err
+}
+
+func TestStaticAlone(t *testing.T) {
 	const document = `{
   "availabilityZone" : "cn-north-1a",
   "region" : "cn-north-1",
@@ -69,7 +81,7 @@ func TestFromStatic(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			if diff := cmp.Diff(tt.want, contents(FromStatic(tt.static))); diff != "" {
+			if diff := cmp.Diff(tt.want, contents(fromStatic(tt.static))); diff != "" {
 				t.Errorf("snapshot (-want +got):\n%s", diff)
 			}
 		})
@@ -166,7 +178,7 @@ func TestLoad(t *testing.T) {
 			}
 			slices.Sort(want)
 			i := &instance{}
-			s, err := Load(t.Context(), i.client(t), policy, static)
+			s, err := load(t.Context(), i.client(t), policy, static)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -206,7 +218,7 @@ func TestLoadFallsBack(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			s, err := Load(t.Context(), tt.node.client(t), Policy{}, static)
+			s, err := load(t.Context(), tt.node.client(t), Policy{}, static)
 			if (err == nil) != (tt.err == "") || err != nil && !strings.Contains(err.Error(), tt.err) {
 				t.Errorf("error %v, want one about %q", err, tt.err)
 			}
@@ -243,11 +255,11 @@ func (u *unreachable) GetDynamicData(
 func TestLoadOffEC2(t *testing.T) {
 	u := &unreachable{}
 	static := Static{Region: "eu-west-1", Zone: "eu-west-1b"}
-	s, err := Load(t.Context(), u, Policy{InstanceFacts: true}, static)
+	s, err := load(t.Context(), u, Policy{InstanceFacts: true}, static)
 	if !errors.Is(err, errUnreachable) || u.tries != 1 {
 		t.Errorf("error %v after %d tries, want the cause after one", err, u.tries)
 	}
-	if diff := cmp.Diff(contents(FromStatic(static)), contents(s)); diff != "" {
+	if diff := cmp.Diff(contents(fromStatic(static)), contents(s)); diff != "" {
 		t.Errorf("snapshot (-want +got):\n%s", diff)
 	}
 }

@@ -1,0 +1,109 @@
+package e2e_test
+
+import (
+	"encoding/json"
+	"net/http"
+	"strings"
+	"testing"
+
+	"github.com/podrole/podrole/internal/nodebox"
+	"github.com/podrole/podrole/internal/testbed"
+)
+
+// TestMetadataAllow: what a controller's ServiceAccount is allowed of the node's metadata, its pods read, and no other pod;
+// and nobody reads what makes one a node, whatever an annotation says.
+func TestMetadataAllow(t *testing.T) {
+	bed := newBed(t, testbed.Config{})
+	controller, other := addPod(t, bed, "controller", ""), addPod(t, bed, "other", "other")
+	greedy := addPod(t, bed, "greedy", "")
+	allow := func(account, patterns string) {
+		t.Helper()
+		annotations := map[string]any{"podrole.io/metadata-allow": patterns}
+		if err := bed.Put("ServiceAccount", "shop", account, map[string]any{"annotations": annotations}, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	allow("controller", "network/interfaces/macs/**")
+	allow("greedy", "network/interfaces/macs/**, iam/**")
+	agent := startAgent(t, bed)
+
+	const macs = "/latest/meta-data/network/interfaces/macs/"
+	list := get(t, controller, macs)
+	if list.status != http.StatusOK || list.body == "" {
+		t.Fatalf("the controller lists its node's interfaces: got %s", list)
+	}
+	mac, _, _ := strings.Cut(list.body, "\n")
+	if got := get(t, controller, macs+strings.TrimSuffix(mac, "/")+"/local-ipv4s"); got.body != bed.Box.NodeIP.String() {
+		t.Errorf("the controller reads of an interface: got %s", got)
+	}
+	for who, pod := range map[string]*nodebox.Pod{"another pod": other, "one whose annotation cannot be read": greedy} {
+		if got := get(t, pod, macs); got.status != http.StatusNotFound {
+			t.Errorf("%s: got %s, want 404", who, got)
+		}
+	}
+	if got := get(t, greedy, credentials); got.status != http.StatusNotFound {
+		t.Errorf("the node's role: got %s, want 404", got)
+	}
+	eventually(t, "the annotation that cannot be read is named", func() string {
+		if !strings.Contains(agent.Log(), `metadata pattern \"iam/**\"`) {
+			return "it is not in the log"
+		}
+		return ""
+	})
+
+	allow("controller", "")
+	eventually(t, "taken away again", func() string {
+		if got := get(t, controller, macs); got.status != http.StatusNotFound {
+			return got.String()
+		}
+		return ""
+	})
+	noLeaks(t, bed)
+}
+
+// TestContainerCredentials: pods find their own role at the addresses of ECS and of EKS Pod Identity, too, if that is switched
+// on; and not beside EKS's own agent.
+func TestContainerCredentials(t *testing.T) {
+	bed := newBed(t, testbed.Config{})
+	orders, web := addPod(t, bed, "orders", "orders"), addPod(t, bed, "web", "")
+	urls := []string{"http://169.254.170.2/v2/credentials/0f7a", "http://169.254.170.23/v1/credentials"}
+	if bed.Box.HasIPv6() {
+		urls = append(urls, "http://[fd00:ec2::23]/v1/credentials")
+	}
+	agent := startAgent(t, bed, "--container-credentials")
+	for _, url := range urls {
+		got := ask(t.Context(), orders.Namespace, http.MethodGet, url)
+		var body struct{ RoleArn, AccessKeyId, Token string }
+		if err := json.Unmarshal([]byte(got.body), &body); err != nil || got.status != http.StatusOK {
+			t.Errorf("%s: got %s", url, got)
+			continue
+		}
+		if session, ok := bed.AWS.LookupSession(body.AccessKeyId); !ok || !strings.HasSuffix(session.RoleARN, ":role/orders") ||
+			body.RoleArn != session.RoleARN {
+			t.Errorf("%s: got a session of %q, called %q", url, session.RoleARN, body.RoleArn)
+		}
+		if got := ask(t.Context(), web.Namespace, http.MethodGet, url); got.status != http.StatusNotFound {
+			t.Errorf("%s, a pod without a role: got %s, want 404", url, got)
+		}
+	}
+	if got := get(t, orders, credentials); got.body != "orders" {
+		t.Errorf("the metadata service: got %s", got)
+	}
+	if err := agent.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	for _, url := range urls {
+		if got := ask(t.Context(), orders.Namespace, http.MethodGet, url); got.err == nil {
+			t.Errorf("%s without an agent: got %s", url, got)
+		}
+	}
+
+	if out, err := bed.Box.Node.Command(t.Context(), "ip", "link", "add", "pod-id-link0", "type", "bridge").CombinedOutput(); err != nil {
+		t.Fatalf("add interface: %v: %s", err, out)
+	}
+	if _, err := bed.StartAgent(t.Context(), "--container-credentials"); err == nil || !strings.Contains(err.Error(), "EKS Pod Identity Agent") {
+		t.Errorf("beside the EKS Pod Identity Agent: got %v", err)
+	}
+	startAgent(t, bed) // without the flag it gets on with it
+	noLeaks(t, bed)
+}
