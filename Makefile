@@ -16,7 +16,7 @@ build: ## build bin/podrole, static
 	CGO_ENABLED=0 $(GO) build -trimpath -o bin/podrole ./cmd/agent
 
 .PHONY: test
-test: deps lint manifests unit $(if $(ROOT),conformance) fuzz ## everything that can be checked here, with the race detector
+test: deps lint manifests unit $(if $(ROOT),conformance e2e) fuzz ## everything that can be checked here, with the race detector
 
 .PHONY: unit
 unit: deps ## all Go tests; those that need network namespaces run as root only
@@ -30,6 +30,15 @@ conformance: deps ## real SDKs of all ages in the pods of a node in a box (root;
 	CGO_ENABLED=0 $(GO) build -trimpath -o bin/podrole ./cmd/agent
 	CGO_ENABLED=0 $(GO) build -trimpath -o bin/conformance ./e2e/conformance
 	@bin/conformance
+
+.PHONY: e2e
+e2e: deps ## a Kubernetes cluster of two nodes, the image, kubectl apply -k (root; a quarter of an hour the first time)
+	@SYSTEMD_OFFLINE=1 ./tools/install buildah:buildah containerd:containerd containernetworking-plugins:/usr/lib/cni/ptp \
+	  debootstrap:debootstrap runc:runc util-linux:nsenter procps:pgrep
+	@mkdir -p bin
+	@echo "== build (some minutes the first time)"
+	CGO_ENABLED=0 $(GO) build -trimpath -o bin/cluster ./e2e/cluster
+	@bin/cluster
 
 # Each target in turn: `go test -fuzz` takes one at a time.
 .PHONY: fuzz

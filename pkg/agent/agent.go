@@ -351,6 +351,9 @@ func (a *agent) run(ctx context.Context) error {
 	workers.Go(func() error { return a.cache.Run(work) })
 	workers.Go(func() error { repeat(work, time.Minute, a.assignments.expire); return nil })
 	workers.Go(func() error { a.settle(work); return nil })
+	if a.state != nil {
+		workers.Go(func() error { repeat(work, time.Hour, a.rotateKeys); return nil })
+	}
 	if a.decisions != nil {
 		workers.Go(func() error { return a.decisions.Run(work) })
 	}

@@ -49,7 +49,8 @@ func (p *pins) SetSandboxes(sandboxes map[string]cni.Sandbox) {
 	if none := len(sandboxes) == 0; none != p.none {
 		p.none = none
 		if none {
-			p.logger.Warn("no CNI results: pods are known only once the API names their address, and answered 503 until then")
+			p.logger.Info("no CNI results: either no pod has a sandbox, or the CNI keeps none; then pods are known only once the API " +
+				"names their address, and answered 503 until then")
 		} else {
 			p.logger.Info("there are CNI results now")
 		}

@@ -74,6 +74,17 @@ func removeState(dir string) error {
 	return state.Remove(dir)
 }
 
+// rotateKeys has the keys of IMDSv2 tokens be those of the state folder, where a new one begins each day.
+func (a *agent) rotateKeys() {
+	keys, err := a.state.TokenKeys()
+	if err == nil {
+		err = a.proxy.SetKeys(keys)
+	}
+	if err != nil {
+		a.logger.Warn("keys of IMDSv2 tokens are not replaced; the ones before stay", "error", err)
+	}
+}
+
 // regained makes the state this agent's again, with the redirect.
 func (a *agent) regained() {
 	if a.state == nil {

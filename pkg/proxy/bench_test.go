@@ -62,7 +62,7 @@ func BenchmarkHandler(b *testing.B) {
 	source := netip.MustParseAddr(podIP)
 	for name, token := range map[string]string{
 		"v1": "",
-		"v2": n.tokens.mint(time.Now(), maxTokenTTL, source, testPod("web").UID),
+		"v2": n.tokens.Load().mint(time.Now(), maxTokenTTL, source, testPod("web").UID),
 	} {
 		b.Run(name, func(b *testing.B) {
 			r := warmRequest(token)
@@ -105,7 +105,7 @@ func BenchmarkConnection(b *testing.B) {
 		n.serve("127.0.0.1", "web", time.Now())
 		session := testSession(testGrant("web"), time.Now(), size)
 		n.sessions.put(testGrant("web"), minted{session: session})
-		token := n.tokens.mint(time.Now(), maxTokenTTL, netip.MustParseAddr("127.0.0.1"), testPod("web").UID)
+		token := n.tokens.Load().mint(time.Now(), maxTokenTTL, netip.MustParseAddr("127.0.0.1"), testPod("web").UID)
 
 		b.Run(fmt.Sprintf("%dB", len(session.Body)), func(b *testing.B) {
 			ours := listen(b)

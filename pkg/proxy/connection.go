@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"bytes"
 	"context"
 	"net"
 	"net/netip"
@@ -17,12 +18,44 @@ type connection struct {
 	limiter  *limiter
 	origin   *origin
 	closed   atomic.Bool
+	held     *buffer // the beginning of an answer; else nil
 	exchange exchange
 }
 
 // newConnection returns a connection that the limiter has let in.
 func newConnection(accepted net.Conn, peer netip.AddrPort, l *limiter, o *origin) *connection {
 	return &connection{hostConn: hostConn{Conn: accepted}, peer: peerAddr{peer}, limiter: l, origin: o}
+}
+
+// buffer is as large as what net/http collects answers in. (If it is not, they go out as net/http writes them.)
+type buffer [4 << 10]byte
+
+// Write implements net.Conn. When net/http has filled its buffer and the answer goes on, what is in it is held back, to go
+// out with the rest: in one system call, and in as few packets as can be.
+func (c *connection) Write(p []byte) (int, error) {
+	held := c.held
+	switch {
+	case held == nil && !c.goesOn(p):
+		return c.hostConn.Write(p)
+	case held == nil:
+		c.held = c.exchange.buffers.Get().(*buffer)
+		return copy(c.held[:], p), nil
+	}
+	c.held = nil
+	defer c.exchange.buffers.Put(held)
+	parts := net.Buffers{held[:], p}
+	n, err := parts.WriteTo(c.hostConn.Conn)
+	return max(0, int(n)-len(held)), err
+}
+
+// goesOn reports whether p is a full buffer with the beginning of an answer that is longer.
+func (c *connection) goesOn(p []byte) bool {
+	const end = "\r\n\r\n"
+	if len(p) != len(buffer{}) {
+		return false
+	}
+	head := bytes.Index(p, []byte(end))
+	return head >= 0 && head+len(end)+c.exchange.length > len(p)
 }
 
 // Close implements net.Conn.

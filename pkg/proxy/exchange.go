@@ -35,6 +35,7 @@ type exchange struct {
 	pod     role.Workload // once known
 	budget  budget
 	header  header
+	length  int // of the answer's body, once it is written
 }
 
 // serveHTTP is the adapter between net/http and the handlers: the only place that turns an error into a status code,
@@ -57,6 +58,9 @@ func (s *Server) serveHTTP(w http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		a = answerTo(err, x.target.json)
 		x.log(a.status, err)
+	}
+	if r.Method != http.MethodHead {
+		x.length = len(a.body) + len(a.page)
 	}
 	x.header.write(w, a, x.target.json, s.started)
 	s.observe(x.target.route, a.status, time.Since(started))
@@ -145,7 +149,7 @@ func (x *exchange) put() (answer, error) {
 		return answer{}, errTTL
 	}
 	x.pod, _ = x.identity.Lookup(x.source)
-	a := ok([]byte(x.tokens.mint(x.now, int(ttl), x.source, x.pod.UID)))
+	a := ok([]byte(x.tokens.Load().mint(x.now, int(ttl), x.source, x.pod.UID)))
 	a.ttl = int(ttl)
 	return a, nil
 }
@@ -175,7 +179,7 @@ func (x *exchange) authorize() error {
 		return errNoToken
 	}
 	var err error
-	if x.token, err = x.tokens.verify(values[0], x.now, x.source); err != nil {
+	if x.token, err = x.tokens.Load().verify(values[0], x.now, x.source); err != nil {
 		return errBadToken
 	}
 	return nil

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -27,7 +28,7 @@ type Server struct {
 	identity Identifier
 	roles    Decider
 	sessions Sessions
-	tokens   keyring
+	tokens   atomic.Pointer[keyring]
 	imdsv1   bool
 	// container: whether to be the container credentials endpoint as well.
 	container bool
@@ -41,6 +42,7 @@ type Server struct {
 	now       func() time.Time
 	started   time.Time
 	limiter   *limiter
+	buffers   sync.Pool // of *buffer
 }
 
 // New returns a Server, or what is wrong with c.
@@ -53,11 +55,10 @@ func New(c Config) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("configure metadata server: %w", err)
 	}
-	return &Server{
+	s := &Server{
 		identity:  c.Identity,
 		roles:     c.Roles,
 		sessions:  c.Sessions,
-		tokens:    tokens,
 		imdsv1:    c.IMDSv1,
 		metadata:  c.Metadata,
 		allows:    c.Allowances,
@@ -70,7 +71,21 @@ func New(c Config) (*Server, error) {
 		now:       c.Now,
 		started:   c.Now(),
 		limiter:   newLimiter(c.Rate),
-	}, nil
+		buffers:   sync.Pool{New: func() any { return new(buffer) }},
+	}
+	s.tokens.Store(&tokens)
+	return s, nil
+}
+
+// SetKeys replaces the keys of IMDSv2 tokens, of which Config.Keys says the rest, from the next request on. On an error the
+// ones before stay.
+func (s *Server) SetKeys(keys [][]byte) error {
+	tokens, err := newKeyring(keys)
+	if err != nil {
+		return fmt.Errorf("replace token keys: %w", err)
+	}
+	s.tokens.Store(&tokens)
+	return nil
 }
 
 // Serve answers requests from l until ctx ends; then it closes l, lets requests in flight finish for at most

@@ -95,6 +95,10 @@ func Parse(name string, data []byte) (Sandbox, error) {
 			return refuse(Corrupt, err)
 		}
 	}
+	own := c.ownInterface()
+	if s.NetNS == "" && own >= 0 { // libcni before 1.2.0, and with it containerd before 2.0, names it in the result alone
+		s.NetNS = c.Result.Interfaces[own].Sandbox
+	}
 	switch {
 	case s.ID == "":
 		return refuse(Corrupt, errors.New("no container ID"))
@@ -103,7 +107,6 @@ func Parse(name string, data []byte) (Sandbox, error) {
 	case !namesNamespace(s.NetNS):
 		return refuse(NoNetNS, fmt.Errorf("network namespace %q", s.NetNS))
 	}
-	own := c.ownInterface()
 	if own >= 0 {
 		s.MAC = parseMAC(c.Result.Interfaces[own].MAC)
 	}

@@ -73,6 +73,10 @@ func TestWhatPluginsWrite(t *testing.T) {
 			Network: "containerd-net", Addresses: addrs("198.18.10.2", "fd00:10::2"),
 			HostInterface: "veth81087061", MAC: mac("5a:45:43:bf:54:66"),
 		}},
+		{"containerd-1.6", cni.Sandbox{
+			Network: "podnet", Addresses: addrs("10.244.1.59"), HostInterface: "veth82e7033e", MAC: mac("c2:ba:e0:95:76:74"),
+			NetNS: "/var/run/netns/cni-dd6e8f77-fe3b-08b4-f3cf-1aecaa7cc49e", // in the result alone
+		}},
 		{"bridge-portmap", cni.Sandbox{
 			Network: "containerd-net-bridge", Addresses: addrs("198.18.11.2", "fd00:11::2"),
 			HostInterface: "veth646be11a", MAC: mac("ba:f7:f6:ef:a7:37"),
@@ -142,7 +146,10 @@ func TestWhatPluginsWrite(t *testing.T) {
 				t.Fatal(err)
 			}
 			want := tt.want
-			want.ID, want.NetNS = file.ContainerID, file.NetNS
+			want.ID = file.ContainerID
+			if want.NetNS == "" {
+				want.NetNS = file.NetNS
+			}
 			want.Namespace, want.Name, want.PodUID = file.Args[1][1], file.Args[2][1], file.Args[4][1]
 			if diff := cmp.Diff(want, got, compareAddrs); diff != "" {
 				t.Errorf("sandbox (-want +got):\n%s", diff)
@@ -218,7 +225,9 @@ func TestWhatTellsOfNoSandbox(t *testing.T) {
 		{"empty_uid", with("cniArgs", [][2]string{{"K8S_POD_UID", ""}}), cni.NoPodUID},
 		{"two_uids", with("cniArgs", [][2]string{{"K8S_POD_UID", "1"}, {"K8S_POD_UID", "2"}}), cni.Corrupt},
 		{"no_container_id", with("containerId", ""), cni.Corrupt},
-		{"no_netns", with("netns", nil), cni.NoNetNS},
+		{"no_netns", func(t *testing.T) (string, []byte) { // neither beside the result nor in it
+			return result(t, map[string]any{"netns": nil, "result": map[string]any{}})
+		}, cni.NoNetNS},
 		{"netns_of_a_process", with("netns", "/proc/4711/ns/net"), cni.NoNetNS},
 		{"netns_of_a_process_in_disguise", with("netns", "/run/../proc/4711/ns/net"), cni.NoNetNS},
 		{"relative_netns", with("netns", "netns/box"), cni.NoNetNS},

@@ -1,0 +1,109 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"sigs.k8s.io/yaml"
+
+	"github.com/podrole/podrole/e2e/cluster/kube"
+	"github.com/podrole/podrole/e2e/cluster/sandbox"
+)
+
+// deployment is what a user would have in a kustomization.yaml of their own.
+type deployment struct {
+	resources  []string // folders, as the source tree has them
+	components []string
+	env        map[string]string // settings of the agent, in its DaemonSet
+	secret     []string          // KEY=VALUE, merged into Secret podrole-aws
+	settings   []string          // KEY=VALUE, merged into ConfigMap podrole-aws
+}
+
+// overlay is a deployment of a folder of manifests/overlays, with the cluster's AWS in the place of the region's own.
+func overlay(name string) deployment {
+	return deployment{resources: []string{"manifests/overlays/" + name}, env: map[string]string{
+		"PODROLE_STS_ENDPOINT": endpoint(), "PODROLE_LOG_LEVEL": "debug",
+	}}
+}
+
+// endpoint is the URL of the cluster's AWS.
+func endpoint() string { return fmt.Sprintf("http://%s:%d", kube.Outside(), awsPort) }
+
+// apply runs kubectl apply -k.
+func (s *stage) apply(ctx context.Context, d deployment) error {
+	folder, err := os.MkdirTemp(sandbox.Dir, "deploy-")
+	if err != nil {
+		return fmt.Errorf("write kustomization: %w", err)
+	}
+	text, err := d.kustomization(folder, s.root)
+	if err != nil {
+		return fmt.Errorf("write kustomization: %w", err)
+	}
+	if err := os.WriteFile(filepath.Join(folder, "kustomization.yaml"), text, 0o600); err != nil {
+		return fmt.Errorf("write kustomization: %w", err)
+	}
+	_, err = s.kube.Kubectl(ctx, "apply", "-k", folder)
+	return err
+}
+
+// deploy applies a deployment and returns when the agents that it is about are Ready.
+func (s *stage) deploy(ctx context.Context, d deployment) error {
+	if err := s.apply(ctx, d); err != nil {
+		return err
+	}
+	return s.rolledOut(ctx)
+}
+
+// rolledOut waits until the agents are those of the DaemonSet as it is, and Ready.
+func (s *stage) rolledOut(ctx context.Context) error {
+	_, err := s.kube.Kubectl(ctx, "-n", agentNamespace, "rollout", "status", "daemonset/"+agentName, "--timeout=90s")
+	if err == nil {
+		return nil
+	}
+	said, _ := s.kube.Kubectl(ctx, "-n", agentNamespace, "logs",
+		"--selector=app.kubernetes.io/name="+agentName, "--tail=5", "--prefix")
+	return fmt.Errorf("%w\n%s", err, said)
+}
+
+// kustomization returns the file for a folder.
+func (d deployment) kustomization(folder, root string) ([]byte, error) {
+	relative := func(paths []string) ([]string, error) { // kustomize takes no others
+		var all []string
+		for _, path := range paths {
+			r, err := filepath.Rel(folder, filepath.Join(root, path))
+			if err != nil {
+				return nil, err
+			}
+			all = append(all, r)
+		}
+		return all, nil
+	}
+	resources, err := relative(d.resources)
+	if err != nil {
+		return nil, err
+	}
+	components, err := relative(d.components)
+	if err != nil {
+		return nil, err
+	}
+	var patch strings.Builder
+	for name, value := range d.env {
+		fmt.Fprintf(&patch, "- {op: add, path: /spec/template/spec/containers/0/env/-, value: {name: %s, value: %q}}\n", name, value)
+	}
+	k := map[string]any{"resources": resources, "components": components}
+	if patch.Len() > 0 {
+		target := map[string]string{"kind": "DaemonSet", "name": agentName}
+		k["patches"] = []any{map[string]any{"target": target, "patch": patch.String()}}
+	}
+	for generator, literals := range map[string][]string{"secretGenerator": d.secret, "configMapGenerator": d.settings} {
+		if len(literals) > 0 {
+			k[generator] = []any{map[string]any{
+				"name": "podrole-aws", "namespace": agentNamespace, "behavior": "merge", "literals": literals,
+			}}
+		}
+	}
+	return yaml.Marshal(k)
+}

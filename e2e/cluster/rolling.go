@@ -1,0 +1,225 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/podrole/podrole/e2e/cluster/ask"
+)
+
+// nextImage is the agent's image under the tag that it is updated to.
+const nextImage = "docker.io/library/podrole:next"
+
+// every is how often each pod asks while the agent is replaced.
+const every = 20 * time.Millisecond
+
+// settle is how long pods go on asking after a change, so that what it broke is seen.
+const settle = 3 * time.Second
+
+// rolling replaces the agents under load, deletes them, and takes a node away.
+func (s *stage) rolling(ctx context.Context) (err error) {
+	for _, n := range s.kube.Nodes {
+		if err := n.Tag(ctx, agentImage, nextImage); err != nil {
+			return err
+		}
+	}
+	leaks := len(s.aws.leaks())
+	pods, err := s.askingPods(ctx)
+	if err != nil {
+		return err
+	}
+	surges, err := s.surges(ctx)
+	if err != nil {
+		return err
+	}
+	name := "rolling update to a new image tag under load: no failed request"
+	if !surges {
+		name = "rolling update to a new image tag under load, agent by agent (without maxSurge)"
+	}
+	s.check(name, func() (string, error) {
+		if err := s.update(ctx, nextImage); err != nil {
+			return "", err
+		}
+		said, err := s.sinceStart(ctx, pods)
+		if !surges {
+			err = nil // what the manifests do not promise
+		}
+		return said, errors.Join(err, s.leaksSince(leaks))
+	})
+	if err := s.remove(ctx, pods...); err != nil {
+		return err
+	}
+	if pods, err = s.askingPods(ctx); err != nil {
+		return err
+	}
+	s.check("agent pods deleted under load: refused until the next agents serve, and nothing leaks", func() (string, error) {
+		if _, err := s.kube.Kubectl(ctx, "-n", agentNamespace, "delete", "pods", "--all", "--wait=false"); err != nil {
+			return "", err
+		}
+		if err := s.rolledOut(ctx); err != nil {
+			return "", err
+		}
+		for _, p := range pods {
+			if err := s.gets(ctx, p, p.Spec.ServiceAccountName, byWebIdentity); err != nil {
+				return "", fmt.Errorf("pod %s: %w", p.Name, err)
+			}
+		}
+		said, _ := s.sinceStart(ctx, pods)
+		return said, s.leaksSince(leaks)
+	})
+	if err := s.remove(ctx, pods...); err != nil {
+		return err
+	}
+	s.check("a node is taken away and comes back, with podrole guard before the kubelet: nothing leaks", func() (string, error) {
+		said, err := s.replaceNode(ctx)
+		return said, errors.Join(err, s.leaksSince(leaks))
+	})
+	return nil
+}
+
+// surges reports whether the DaemonSet starts the next agent beside the one before, which can then be taken over from.
+func (s *stage) surges(ctx context.Context) (bool, error) {
+	daemons, err := s.kube.Admin.AppsV1().DaemonSets(agentNamespace).Get(ctx, agentName, metav1.GetOptions{})
+	if err != nil {
+		return false, err
+	}
+	rolling := daemons.Spec.UpdateStrategy.RollingUpdate
+	return rolling != nil && rolling.MaxSurge != nil && rolling.MaxSurge.String() != "0", nil
+}
+
+// askingPods creates two pods on each node that ask all the time, and returns when all get their credentials.
+func (s *stage) askingPods(ctx context.Context) (pods []*corev1.Pod, err error) {
+	for _, n := range s.kube.Nodes {
+		for _, role := range []string{"orders", "reports"} {
+			name := fmt.Sprintf("asking-%s-%s", role, n.Name)
+			pod, err := s.podOf(ctx, shop, name, role, n.Name, every.String())
+			if err != nil {
+				return nil, err
+			}
+			pods = append(pods, pod)
+			if err := s.gets(ctx, pod, role, byWebIdentity); err != nil {
+				return nil, fmt.Errorf("pod %s: %w", name, err)
+			}
+		}
+	}
+	return pods, nil
+}
+
+// update gives the DaemonSet another image and returns when it has rolled out.
+func (s *stage) update(ctx context.Context, image string) error {
+	_, err := s.kube.Kubectl(ctx, "-n", agentNamespace, "set", "image", "daemonset/"+agentName, "*="+image)
+	if err != nil {
+		return err
+	}
+	return s.rolledOut(ctx)
+}
+
+// sinceStart waits a moment and sums up what pods have found, with an error if any request failed.
+func (s *stage) sinceStart(ctx context.Context, pods []*corev1.Pod) (string, error) {
+	select {
+	case <-time.After(settle):
+	case <-ctx.Done():
+		return "", ctx.Err()
+	}
+	requests, failed, slowest, longest := 0, 0, time.Duration(0), time.Duration(0)
+	var example string
+	for _, p := range pods {
+		l, err := s.load(ctx, p)
+		if err != nil {
+			return "", err
+		}
+		requests, failed, slowest = requests+l.Requests, failed+l.Failed, max(slowest, l.Slowest)
+		longest = max(longest, outage(l.Failures))
+		for _, f := range l.Failures {
+			example = fmt.Sprintf("; such as %s: %s", f.Step, f.Error)
+		}
+		for _, key := range l.Keys {
+			if session, err := s.aws.minted(key); err != nil || session.RoleARN != roleARN(p.Spec.ServiceAccountName) {
+				return "", fmt.Errorf("WRONG ROLE: pod %s got %s of %s (%w)", p.Name, key, session.RoleARN, err)
+			}
+		}
+	}
+	said := fmt.Sprintf("%d requests, %d failed, slowest %s", requests, failed, slowest.Round(time.Millisecond))
+	if failed == 0 {
+		return said, nil
+	}
+	said += fmt.Sprintf(", refused for %s on one pod at most", longest.Round(10*time.Millisecond))
+	return said, errors.New(said + example)
+}
+
+// outage is the time from the first failure to the last. The first hundred of a pod's are known.
+func outage(failures []ask.Outcome) time.Duration {
+	if len(failures) == 0 {
+		return 0
+	}
+	first, last := failures[0].Began, failures[0].Began
+	for _, f := range failures {
+		if f.Began.Before(first) {
+			first = f.Began
+		}
+		if end := f.Began.Add(f.Took); end.After(last) {
+			last = end
+		}
+	}
+	return last.Sub(first)
+}
+
+// replaceNode kills the second node's machine and starts another in its place, with pods on it that ask all the time and
+// that start again with it.
+func (s *stage) replaceNode(ctx context.Context) (string, error) {
+	n := s.kube.Nodes[1]
+	spec := podSpec("orders", n.Name, "serve", every.String())
+	spec.RestartPolicy = corev1.RestartPolicyAlways
+	if err := s.addPod(ctx, shop, "survivor", spec, nil); err != nil {
+		return "", err
+	}
+	pod, err := s.running(ctx, shop, "survivor")
+	if err != nil {
+		return "", err
+	}
+	if err := s.gets(ctx, pod, "orders", byWebIdentity); err != nil {
+		return "", err
+	}
+	if err := n.Machine.Kill(); err != nil {
+		return "", err
+	}
+	n.BeforeKubelet = []string{s.agent(), "guard"}
+	began := time.Now()
+	if err := n.Start(ctx); err != nil {
+		return "", err
+	}
+	// The pod gets another address on the new machine.
+	err = eventually(ctx, 2*time.Minute, func(ctx context.Context) error {
+		again, err := s.kube.Admin.CoreV1().Pods(shop).Get(ctx, pod.Name, metav1.GetOptions{})
+		if err != nil {
+			return err
+		}
+		old, now := pod.Status.ContainerStatuses, again.Status.ContainerStatuses
+		if len(now) == 0 || now[0].ContainerID == old[0].ContainerID {
+			return errors.New("its pod has not started again")
+		}
+		o, err := s.credentials(ctx, again)
+		if err != nil {
+			return err
+		}
+		return s.holds(o, "orders", byWebIdentity)
+	})
+	if err != nil {
+		return "", err
+	}
+	took := time.Since(began)
+	if err := s.rolledOut(ctx); err != nil {
+		return "", err
+	}
+	said := fmt.Sprintf("the pod that was there gets its credentials %s after", took.Round(100*time.Millisecond))
+	return said, s.remove(ctx, pod)
+}
+
+// agent is the agent's binary, for the nodes' hosts.
+func (s settings) agent() string { return filepath.Join(s.cache, "podrole") }
