@@ -82,7 +82,7 @@ func TestMakeTargetsThatAreNamedExist(t *testing.T) {
 		t.Fatal(err)
 	}
 	for file, text := range pages(t) {
-		for _, match := range regexp.MustCompile("(?m)(?:^|`)(?:sudo )?make ([a-z-]+)").FindAllStringSubmatch(text, -1) {
+		for _, match := range regexp.MustCompile("(?m)(?:^|`)(?:sudo )?make ([a-z0-9-]+)").FindAllStringSubmatch(text, -1) {
 			if !bytes.Contains(makefile, []byte("\n"+match[1]+":")) {
 				t.Errorf("%s says make %s, which is no target", file, match[1])
 			}
