@@ -434,6 +434,9 @@ func (a *agent) serve(ctx context.Context) error {
 // readyWork starts what is only to be done once pods are led here and answered.
 func (a *agent) readyWork(ctx context.Context, serving *errgroup.Group) {
 	serving.Go(func() error { a.redirect.warnOfLeftovers(ctx, a.events.WarnNode); return nil })
+	if a.cfg.Metadata.Upstream {
+		serving.Go(func() error { warnOfIMDSv1(ctx, a.cfg, a.logger); return nil })
+	}
 	key := a.cfg.Cluster.StartupTaint
 	if key == "" || a.kube.client == nil {
 		return

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"net/netip"
 	"strings"
@@ -111,4 +112,33 @@ func baseOfProfile(profile string) (string, error) {
 		return "", fmt.Errorf("%q is not the ARN of an instance profile", profile)
 	}
 	return role.ParseBaseARN(account + ":role/")
+}
+
+// answersIMDSv1 reports whether the node's metadata service answers without a token: then pods that a fault lets past the
+// redirect can have the node's role by the simplest of requests.
+func answersIMDSv1(ctx context.Context, client *http.Client, address netip.Addr) (bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, upstreamTimeout)
+	defer cancel()
+	url := "http://" + netip.AddrPortFrom(address, 80).String() + "/latest/meta-data/"
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return false, fmt.Errorf("ask the node's metadata service: %w", err)
+	}
+	response, err := client.Do(request)
+	if err != nil {
+		return false, fmt.Errorf("ask the node's metadata service: %w", err)
+	}
+	return response.StatusCode == http.StatusOK, response.Body.Close()
+}
+
+// warnOfIMDSv1 says once what the instance should be set to.
+func warnOfIMDSv1(ctx context.Context, cfg config.Config, logger *slog.Logger) {
+	answers, err := answersIMDSv1(ctx, httpClient(cfg), cfg.Metadata.Address)
+	switch {
+	case err != nil:
+		logger.Debug("whether the instance requires IMDSv2 is not known", "error", err)
+	case answers:
+		logger.Warn("the instance answers IMDSv1: require IMDSv2 with a hop limit of 1, which pods cannot get past even without podrole",
+			"remedy", "aws ec2 modify-instance-metadata-options --http-tokens required --http-put-response-hop-limit 1")
+	}
 }
