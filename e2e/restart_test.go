@@ -1,8 +1,10 @@
 package e2e_test
 
 import (
+	"context"
 	"fmt"
 	"net/http"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -79,4 +81,116 @@ func TestRestartWithoutTheAPIServer(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestAgentThatNeverServes: an agent that starts beside another one, reads the state, and is gone before it could serve,
+// changes nothing about what outlives the other one.
+func TestAgentThatNeverServes(t *testing.T) {
+	s := newClusterStage(t, testbed.ClusterConfig{})
+	flags := []string{"--state-dir-on-disk", "--state-dir=" + filepath.Join(s.bed.Box.Dir, "state")}
+	orders, stock := s.addAccount(t, "orders"), s.addAccount(t, "stock")
+	pod := s.addPod(t, "orders-0", "orders")
+	first := startAgent(t, s.bed, flags...)
+	s.waitServed(t, pod, "orders", orders)
+
+	// Its way to the API server leads nowhere.
+	text, err := os.ReadFile(filepath.Join(s.bed.Box.Dir, "kubeconfig"))
+	s.must(t, err)
+	broken := filepath.Join(s.bed.Box.Dir, "kubeconfig-broken")
+	s.must(t, os.WriteFile(broken, []byte(strings.ReplaceAll(string(text), ":6443", ":6444")), 0o600))
+	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Second)
+	defer cancel()
+	if _, err := s.bed.StartAgent(ctx, append(flags, "--kubeconfig="+broken)...); err == nil {
+		t.Fatal("an agent that knows nothing took the redirect over")
+	}
+
+	late := s.addPod(t, "stock-0", "stock")
+	s.waitServed(t, late, "stock", stock)
+	s.must(t, s.cluster.AddServiceAccount("shop", "orders", ""))
+	eventually(t, "revoked", func() string {
+		if got := get(t, pod, credentials+"orders"); got.status != http.StatusNotFound {
+			return got.String()
+		}
+		return ""
+	})
+	eventually(t, "what is decided is kept, and what was taken away is not", func() string {
+		kept := ""
+		files, err := filepath.Glob(filepath.Join(s.bed.Box.Dir, "state", "decisions", "*"))
+		s.must(t, err)
+		for _, file := range files {
+			text, err := os.ReadFile(file)
+			if err != nil {
+				return err.Error()
+			}
+			kept += string(text)
+		}
+		if !strings.Contains(kept, "stock-0") || strings.Contains(kept, "orders-0") {
+			return kept
+		}
+		return ""
+	})
+	s.must(t, s.cluster.Stop())
+	s.must(t, first.Stop())
+	startAgent(t, s.bed, flags...)
+	if _, problem := s.served(askPatiently(t, late, credentials+"stock", nil), stock); problem != "" {
+		t.Errorf("a pod that was decided on: %s", problem)
+	}
+	if got := askPatiently(t, pod, credentials+"orders", nil); got.status != http.StatusServiceUnavailable {
+		t.Errorf("a role that was taken away: got %s, want 503", got)
+	}
+}
+
+// TestGuardedWhileWaiting: an agent that waits for the API server looks after the guard, and so nothing leaks before there
+// are any rules.
+func TestGuardedWhileWaiting(t *testing.T) {
+	s := newClusterStage(t, testbed.ClusterConfig{})
+	s.addAccount(t, "orders")
+	pod := s.addPod(t, "orders-0", "orders")
+	s.must(t, s.cluster.Stop())
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_, _ = s.bed.StartAgent(ctx) // never ready
+	}()
+	defer func() { cancel(); <-ended }()
+	guard := func() string {
+		out, err := s.bed.Box.Node.Command(t.Context(), "ip", "rule").CombinedOutput()
+		s.must(t, err)
+		if !strings.Contains(string(out), "prohibit") {
+			return string(out)
+		}
+		return ""
+	}
+	eventually(t, "guarded", guard)
+	out, err := s.bed.Box.Node.Command(t.Context(), "sh", "-c", "for p in 1 2 5 6 8; do ip rule del priority $p; done").CombinedOutput()
+	t.Logf("%s, %v", out, err)
+	eventually(t, "guarded again", guard)
+	if got := get(t, pod, credentials); got.err == nil {
+		t.Errorf("got %s", got)
+	}
+}
+
+// TestSandboxesFlicker: CNI results that are gone for a moment, while the API server is away, end nothing for good.
+func TestSandboxesFlicker(t *testing.T) {
+	s := newClusterStage(t, testbed.ClusterConfig{})
+	flags := []string{"--state-dir-on-disk", "--state-dir=" + filepath.Join(s.bed.Box.Dir, "state")}
+	orders := s.addAccount(t, "orders")
+	pod := s.addPod(t, "orders-0", "orders")
+	first := startAgent(t, s.bed, flags...)
+	s.waitServed(t, pod, "orders", orders)
+	s.must(t, s.cluster.Stop())
+	s.must(t, first.Stop())
+	startAgent(t, s.bed, flags...)
+	s.waitServed(t, pod, "orders", orders)
+	results := filepath.Join(s.bed.Box.CNIDir, "results")
+	s.must(t, os.Rename(results, results+".away"))
+	eventually(t, "nobody is served without results", func() string {
+		if got := askPatiently(t, pod, credentials+"orders", nil); got.status != http.StatusServiceUnavailable {
+			return got.String()
+		}
+		return ""
+	})
+	s.must(t, os.Rename(results+".away", results))
+	s.waitServed(t, pod, "orders", orders)
 }

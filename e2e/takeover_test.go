@@ -122,6 +122,12 @@ func TestOwnerLeavesOrDies(t *testing.T) {
 	old := startAgent(t, bed, flags...)
 	load := startCrowd(t, bed, pods)
 	fresh := startAgent(t, bed, flags...)
+	eventually(t, "the old agent stands by", func() string {
+		if !strings.Contains(old.Log(), "stands by") {
+			return "it does not say so"
+		}
+		return ""
+	})
 	if err := fresh.Stop(); err != nil { // told to end, it waits for its heir
 		t.Fatal(err)
 	}
@@ -145,4 +151,31 @@ func TestOwnerLeavesOrDies(t *testing.T) {
 	})
 	t.Logf("served %s after the owner was killed", time.Since(began).Round(time.Millisecond))
 	noLeaks(t, bed)
+}
+
+// TestBackendsDiffer: an agent that wrote to the other iptables backend, and is gone, leaves nothing that leads pods astray.
+func TestBackendsDiffer(t *testing.T) {
+	for _, pair := range [][2]string{{"nft", "legacy"}, {"legacy", "nft"}} {
+		t.Run(pair[0]+"_then_"+pair[1], func(t *testing.T) {
+			bed, pods, flags := takeoverStage(t, pair[0])
+			old := startAgent(t, bed, flags...)
+			fresh := startAgent(t, bed, append(flags, "--iptables-backend="+pair[1])...)
+			eventually(t, "the old agent stands by", func() string {
+				if !strings.Contains(old.Log(), "stands by") {
+					return "it does not say so"
+				}
+				return ""
+			})
+			if err := fresh.Kill(); err != nil {
+				t.Fatal(err)
+			}
+			eventually(t, "served by the old agent", func() string {
+				if got := get(t, pods["orders"], credentials+"orders"); got.status != http.StatusOK {
+					return got.String()
+				}
+				return ""
+			})
+			noLeaks(t, bed)
+		})
+	}
 }

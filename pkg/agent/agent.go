@@ -415,15 +415,19 @@ func (a *agent) serve(ctx context.Context) error {
 	}
 	serving.Go(func() error {
 		defer stopAnswering()
+		a.keeper.rules, a.keeper.guard = a.redirect.rulesHalf(rules), a.redirect.guardHalf()
+		before, claimed := context.WithCancel(ctx)
+		defer claimed()
+		serving.Go(func() error { a.keeper.guardBefore(before); return nil })
 		a.warm(ctx)
 		if err := a.redirect.install(ctx, a.claims, rules); err != nil {
 			return nil // told to end before pods were led here
 		}
+		claimed()
 		a.health.install(true)
 		defer a.health.install(false)
 		a.logger.Info("agent ready")
 		a.readyWork(ctx, serving)
-		a.keeper.rules, a.keeper.guard = a.redirect.rulesHalf(rules), a.redirect.guardHalf()
 		a.keeper.run(ctx)
 		a.keeper.leave()
 		return nil
@@ -483,7 +487,7 @@ func (a *agent) decided(ctx context.Context) bool {
 		case <-a.directory.Synced():
 			return true
 		case <-look.C:
-			if a.kube.reach != nil && !a.kube.reach.Answered() && !a.othersServe() && a.adopt() {
+			if a.assignments.adopted() > 0 {
 				return true
 			}
 		case <-reminder.C:
@@ -495,18 +499,13 @@ func (a *agent) decided(ctx context.Context) bool {
 	}
 }
 
-// adopt goes by what the agent before decided of the pods whose sandboxes are still there, and reports whether that is
-// any.
-func (a *agent) adopt() bool {
+// adopt goes by what the agent before decided of the pods whose sandboxes are still there.
+func (a *agent) adopt() {
 	bound := a.cfg.State.MaxAge
-	pods := a.directory.Assume(a.assignments.recent(bound))
-	if len(pods) == 0 {
-		return false
+	if n := a.assignments.adopt(a.directory.Assume(a.assignments.recent(bound)), bound); n > 0 {
+		a.logger.Warn("the API server cannot be reached: pods are served by what was decided of them before",
+			"pods", n, "at_most", bound)
 	}
-	a.assignments.adopt(pods, bound)
-	a.logger.Warn("the API server cannot be reached: pods are served by what was decided of them before",
-		"pods", len(pods), "at_most", bound)
-	return true
 }
 
 // othersServe reports whether another agent on this node is there to serve its pods: one that has been told more than
@@ -516,12 +515,35 @@ func (a *agent) othersServe() bool {
 	return err == nil && others
 }
 
+// adoptUntilSynced adopts as often as there may be something to adopt: sandboxes come late, or are made anew, and the
+// API server may fall silent in the middle of its answers. It returns false if ctx ends before all is read.
+func (a *agent) adoptUntilSynced(ctx context.Context) bool {
+	look := time.NewTicker(patience)
+	defer look.Stop()
+	recalled := false
+	for {
+		select {
+		case <-a.directory.Synced():
+			return true
+		case <-look.C:
+			if a.kube.reach == nil || a.kube.reach.Answered() || a.othersServe() {
+				continue
+			}
+			if !recalled {
+				a.recall()
+				recalled = true
+			}
+			a.adopt()
+		case <-ctx.Done():
+			return false
+		}
+	}
+}
+
 // settle waits until all pods of this node have been decided on, and from then on keeps note of it for the agent after
 // this one.
 func (a *agent) settle(ctx context.Context) {
-	select {
-	case <-a.directory.Synced():
-	case <-ctx.Done():
+	if !a.adoptUntilSynced(ctx) {
 		return
 	}
 	granted := a.assignments.settle()
@@ -529,11 +551,20 @@ func (a *agent) settle(ctx context.Context) {
 		return
 	}
 	a.decisions.Retain(granted)
+	a.assignments.retell(a.seen()) // what was decided meanwhile, which Retain did not know of
 	repeat(ctx, time.Minute, func() {
 		if a.kube.pulse == nil {
 			a.decisions.Confirm(time.Now()) // objects come from a folder, which is always there
 		} else if a.kube.reach.Answered() {
-			a.decisions.Confirm(time.Now().Add(-a.kube.pulse.Age()))
+			a.decisions.Confirm(a.seen())
 		}
 	})
+}
+
+// seen is when objects were last known to be as they are held.
+func (a *agent) seen() time.Time {
+	if a.kube.pulse == nil {
+		return time.Now()
+	}
+	return time.Now().Add(-a.kube.pulse.Age())
 }

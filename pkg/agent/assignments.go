@@ -39,6 +39,7 @@ type assignments struct {
 	mu      sync.Mutex // guards the following
 	byUID   map[string]decision
 	earlier map[string]state.Decision // of the agent before, by pod UID, until all pods have been decided on anew
+	settled bool                      // they have been
 	parked  park.Lot[string]          // by pod UID
 }
 
@@ -71,10 +72,8 @@ type decision struct {
 }
 
 func newAssignments(cfg assignmentsConfig) *assignments {
-	a := &assignments{cfg: cfg, byUID: make(map[string]decision), earlier: make(map[string]state.Decision)}
-	for _, e := range cfg.earlier {
-		a.earlier[e.Workload.UID] = e
-	}
+	a := &assignments{cfg: cfg, byUID: make(map[string]decision)}
+	a.earlier = a.usable(cfg.earlier)
 	return a
 }
 
@@ -92,7 +91,7 @@ func (a *assignments) Known(f role.Facts) {
 		if forbidden := a.cfg.policy.Forbids(f, old.grant); forbidden != nil {
 			next.denial = forbidden
 		} else {
-			next = keep(old, denial, readable.Add(a.cfg.keep))
+			next = keep(old, denial, readable.Add(a.cfg.keep), time.Now().Add(a.cfg.keep))
 		}
 	}
 	next.allowed, next.notAllowed = allowed, notAllowed
@@ -102,18 +101,24 @@ func (a *assignments) Known(f role.Facts) {
 // last returns what was last decided of a pod, be it by the agent before, and until when its annotations could be read as
 // far as is known. The caller holds mu.
 func (a *assignments) last(uid string) (d decision, readable time.Time, ok bool) {
-	if d, ok := a.byUID[uid]; ok {
+	e, ok := a.earlier[uid]
+	if d, decided := a.byUID[uid]; decided {
+		if !d.adoptedUntil.IsZero() {
+			return d, e.Decided, true
+		}
 		return d, time.Now(), true
 	}
-	e, ok := a.earlier[uid]
 	return decisionOf(e), e.Decided, ok
 }
 
 // keep returns old, kept in spite of denial: until the bound that the first edit that could not be read has set, which is
-// now this one if there was none before.
-func keep(old decision, denial error, until time.Time) decision {
+// now this one if there was none before, and latest at the latest: an operator may have shortened it.
+func keep(old decision, denial error, until, latest time.Time) decision {
 	if old.unreadable == nil {
 		old.until = until
+	}
+	if latest.Before(old.until) {
+		old.until = latest
 	}
 	old.unreadable, old.adoptedUntil = denial, time.Time{}
 	if !time.Now().Before(old.until) {
@@ -202,10 +207,15 @@ func (a *assignments) Gone(w role.Workload) {
 	defer a.mu.Unlock()
 	old, had := a.byUID[w.UID]
 	delete(a.byUID, w.UID)
-	delete(a.earlier, w.UID)
 	a.parked.Wake(w.UID)
 	if had && old.denial == nil {
 		a.cfg.sessions.Release(old.grant, w.UID)
+	}
+	if had && !old.adoptedUntil.IsZero() {
+		return // its sandbox is gone, which may come back before the API server has been asked about the pod
+	}
+	delete(a.earlier, w.UID)
+	if had && old.denial == nil {
 		a.cfg.decisions.Delete(w.UID)
 	}
 }

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/podrole/podrole/pkg/role"
@@ -41,11 +42,7 @@ func (a *assignments) outlive(old, next decision, had bool) {
 	if !kept && had && old.denial == nil && old.grant == next.grant && (old.unreadable == nil) == (next.unreadable == nil) {
 		return // nothing is new
 	}
-	e := state.Decision{Workload: next.pod, Grant: next.grant, Decided: time.Now(), Until: next.until}
-	if denial, ok := errors.AsType[*role.Denial](next.unreadable); ok {
-		e.Unreadable = denial.Message
-	}
-	a.cfg.decisions.Put(e)
+	a.cfg.decisions.Put(entry(next, time.Now()))
 	delete(a.earlier, uid)
 }
 
@@ -62,8 +59,61 @@ func (a *assignments) recent(bound time.Duration) []role.Workload {
 	return pods
 }
 
-// adopt has what the agent before decided of pods count, until it is older than bound or this agent has decided itself.
-func (a *assignments) adopt(pods []role.Workload, bound time.Duration) {
+// remember replaces what the agent before decided by what it decided later.
+func (a *assignments) remember(earlier []state.Decision) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.earlier = a.usable(earlier)
+}
+
+// usable is the decisions by UID, without those that this agent could not make: its operator has changed the source.
+func (a *assignments) usable(earlier []state.Decision) map[string]state.Decision {
+	m := make(map[string]state.Decision, len(earlier))
+	for _, e := range earlier {
+		p := a.cfg.policy
+		if e.Grant.Source == p.Source && (p.Source != role.WebIdentity || slices.Contains(p.Audiences, e.Grant.Audience)) {
+			m[e.Workload.UID] = e
+		}
+	}
+	return m
+}
+
+// retell keeps every decision in force anew, as of the time at which it was last known to be right.
+func (a *assignments) retell(at time.Time) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, d := range a.byUID {
+		if d.denial == nil && d.adoptedUntil.IsZero() {
+			a.cfg.decisions.Put(entry(d, at))
+		}
+	}
+}
+
+// granted returns the UIDs of the pods that have a Grant, and whether these are all that there are.
+func (a *assignments) granted() (uids map[string]bool, all bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	uids = make(map[string]bool)
+	for uid, d := range a.byUID {
+		if d.denial == nil {
+			uids[uid] = true
+		}
+	}
+	return uids, a.settled
+}
+
+// entry is a decision as it is kept.
+func entry(d decision, at time.Time) state.Decision {
+	e := state.Decision{Workload: d.pod, Grant: d.grant, Decided: at, Until: d.until}
+	if denial, ok := errors.AsType[*role.Denial](d.unreadable); ok {
+		e.Unreadable = denial.Message
+	}
+	return e
+}
+
+// adopt has what the agent before decided of pods count, until it is older than bound or this agent has decided itself. It
+// returns of how many that is new.
+func (a *assignments) adopt(pods []role.Workload, bound time.Duration) (n int) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, w := range pods {
@@ -72,11 +122,13 @@ func (a *assignments) adopt(pods []role.Workload, bound time.Duration) {
 			continue
 		}
 		d := decisionOf(e)
-		d.adoptedUntil = e.Decided.Add(bound)
+		d.adoptedUntil = time.Now().Add(bound - time.Since(e.Decided)) // by a clock that nobody sets
 		a.cfg.sessions.Want(d.grant, w)
 		a.byUID[w.UID] = d
 		a.parked.Wake(w.UID)
+		n++
 	}
+	return n
 }
 
 // settle ends what was adopted, now that all pods of the node have been decided on, and returns the UIDs of those that have
@@ -85,6 +137,7 @@ func (a *assignments) settle() map[string]bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	clear(a.earlier)
+	a.settled = true
 	granted := make(map[string]bool)
 	for uid, d := range a.byUID {
 		switch {

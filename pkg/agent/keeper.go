@@ -24,6 +24,8 @@ const (
 	askEvery = time.Second
 	// retryPause is how long to wait before trying again to listen to the kernel, or to find out who owns the redirect.
 	retryPause = 5 * time.Second
+	// repairAgain is how long after a look that failed, as for a lock that somebody held, the next one is.
+	repairAgain = time.Second
 )
 
 // claims settles which of the agents on this node may change the redirect. *owner.Claimant implements it.
@@ -65,7 +67,8 @@ type keeper struct {
 	rules, guard half
 	every        time.Duration // between looks for which there is no occasion
 	health       *health
-	regained     func() // the redirect has become this agent's again
+	regained     func(context.Context) // the redirect has become this agent's again
+	owned        func()                // called every askEvery while the redirect is this agent's
 	logger       *slog.Logger
 
 	owns atomic.Bool
@@ -89,7 +92,7 @@ func (k *keeper) run(ctx context.Context) {
 		}
 		k.health.standBy(false)
 		k.owns.Store(true)
-		k.regained()
+		k.regained(ctx)
 	}
 }
 
@@ -112,15 +115,16 @@ func (k *keeper) look(ctx context.Context) {
 	var halves sync.WaitGroup
 	defer halves.Wait()
 	halves.Go(func() {
-		k.follow(ctx, k.guard, func(look func(context.Context) (bool, error)) bool {
+		k.follow(ctx, k.guard, func(look func(context.Context) (bool, error)) (bool, error) {
 			repaired, err := look(ctx)
 			k.health.checked(k.guard.name, repaired, err)
-			return repaired
+			return repaired, err
 		})
 	})
 	halves.Go(func() {
-		k.follow(ctx, k.rules, func(look func(context.Context) (bool, error)) (repaired bool) {
-			owns, err := k.claims.Do(ctx, func(ctx context.Context) (err error) {
+		k.follow(ctx, k.rules, func(look func(context.Context) (bool, error)) (repaired bool, err error) {
+			owns, err := k.claims.Do(ctx, func(ctx context.Context) error {
+				var err error
 				repaired, err = look(ctx)
 				return err
 			})
@@ -131,20 +135,39 @@ func (k *keeper) look(ctx context.Context) {
 			default:
 				k.health.checked(k.rules.name, repaired, err)
 			}
-			return repaired
+			return repaired, err
 		})
 	})
 	halves.Go(func() {
 		repeat(ctx, askEvery, func() {
-			if owns, err := k.claims.Do(ctx, func(context.Context) error { return nil }); !owns && err == nil {
+			switch owns, err := k.claims.Do(ctx, func(context.Context) error { return nil }); {
+			case owns:
+				k.owned()
+			case err == nil:
 				superseded()
 			}
 		})
 	})
 }
 
-// follow looks at once, on events, and every interval, until ctx ends: with do, which reports whether it repaired anything.
-func (k *keeper) follow(ctx context.Context, h half, do func(look func(context.Context) (bool, error)) bool) {
+// guardBefore looks after the guard while no agent owns the redirect yet, until ctx ends. Where another agent does, it is that
+// one's.
+func (k *keeper) guardBefore(ctx context.Context) {
+	k.follow(ctx, k.guard, func(look func(context.Context) (bool, error)) (bool, error) {
+		if others, err := k.claims.Others(); err == nil && others {
+			return false, nil
+		}
+		repaired, err := look(ctx)
+		if err != nil && ctx.Err() == nil {
+			k.logger.Error("guard is not whole; pods may reach the node's metadata", "error", err)
+		}
+		return repaired, err
+	})
+}
+
+// follow looks at once, on events, every interval, and again soon after a look that failed, until ctx ends: with do, which
+// reports whether it repaired anything.
+func (k *keeper) follow(ctx context.Context, h half, do func(look func(context.Context) (bool, error)) (bool, error)) {
 	occasion := make(chan struct{}, 1)
 	var watching sync.WaitGroup
 	defer watching.Wait()
@@ -159,13 +182,23 @@ func (k *keeper) follow(ctx context.Context, h half, do func(look func(context.C
 	limit := rate.NewLimiter(rate.Every(repairEvery), repairBurst)
 	ticker := time.NewTicker(k.every)
 	defer ticker.Stop()
-	do(h.ensure)
+	var again <-chan time.Time
+	look := func(how func(context.Context) (bool, error)) (repaired bool) {
+		repaired, err := do(how)
+		if again = nil; err != nil {
+			again = time.After(repairAgain)
+		}
+		return repaired
+	}
+	look(h.ensure)
 	for {
 		select {
 		case <-ticker.C:
-			do(h.ensure)
+			look(h.ensure)
+		case <-again:
+			look(h.ensure)
 		case <-occasion:
-			if do(h.heal) && limit.Wait(ctx) != nil {
+			if look(h.heal) && limit.Wait(ctx) != nil {
 				return
 			}
 		case <-ctx.Done():

@@ -105,7 +105,8 @@ func watchOver(t *testing.T, c *turns, every time.Duration) (k *keeper, rules, g
 	k = &keeper{
 		claims: c, rules: rules.half("rules"), guard: guard.half("guard"), every: every, logger: logger,
 		health:   &health{every: every, logger: logger, report: func(bool, bool) {}, warn: func(string, string) {}},
-		regained: func() { *regained++ },
+		regained: func(context.Context) { *regained++ },
+		owned:    func() {},
 	}
 	k.health.install(true)
 	ctx, cancel := context.WithCancel(t.Context())
@@ -257,6 +258,58 @@ func TestLeave(t *testing.T) {
 					t.Errorf("took %s, want %s; %q", took, tt.want, c.log)
 				}
 			})
+		})
+	}
+}
+
+// TestLooksAgainAfterAFault: what could not be repaired at once, as while another program holds a lock, is tried again soon.
+func TestLooksAgainAfterAFault(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k, rules, _, _, end := watchOver(t, &turns{owns: true}, time.Hour)
+		end()
+		faults := 3
+		healthy := rules.half("rules")
+		k.rules = healthy
+		k.rules.heal = func(ctx context.Context) (bool, error) {
+			return false, errors.New("another program holds the lock")
+		}
+		k.rules.ensure = func(ctx context.Context) (bool, error) {
+			if faults--; faults > 0 {
+				return false, errors.New("another program holds the lock")
+			}
+			return healthy.ensure(ctx)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan struct{})
+		go func() { defer close(ended); k.run(ctx) }()
+		defer func() { cancel(); <-ended }()
+		synctest.Wait()
+		rules.damage()
+		time.Sleep(3 * repairAgain)
+		synctest.Wait()
+		if _, broken := rules.state(); broken || !k.health.ready() {
+			t.Errorf("after some seconds: broken %t, ready %t", broken, k.health.ready())
+		}
+	})
+}
+
+// TestGuardBeforeTheClaim: an agent that waits, for the API server or for sessions, looks after the guard, unless another
+// agent does.
+func TestGuardBeforeTheClaim(t *testing.T) {
+	for _, others := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			guard := new(kernel)
+			k := &keeper{claims: &turns{others: others}, guard: guard.half("guard"), every: time.Hour, logger: slog.New(slog.DiscardHandler)}
+			ctx, cancel := context.WithCancel(t.Context())
+			ended := make(chan struct{})
+			go func() { defer close(ended); k.guardBefore(ctx) }()
+			defer func() { cancel(); <-ended }()
+			synctest.Wait()
+			guard.damage()
+			synctest.Wait()
+			if _, broken := guard.state(); broken != others {
+				t.Errorf("with another agent %t: broken %t", others, broken)
+			}
 		})
 	}
 }

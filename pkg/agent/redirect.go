@@ -133,8 +133,9 @@ func (l *links) locate(ctx context.Context, source netip.Addr) (node.Place, erro
 // redirect is both halves of the Redirect.
 type redirect struct {
 	*links
-	rules *iptables.Redirect
-	stale *iptables.Redirect // the other backend, where an earlier agent left rules; else nil
+	rules   *iptables.Redirect
+	backend iptables.Backend
+	stale   *iptables.Redirect // the other backend, where an earlier agent left rules; else nil
 }
 
 // openRedirect adds the iptables rules to links. It changes nothing yet.
@@ -144,7 +145,7 @@ func openRedirect(ctx context.Context, l *links, backend config.Backend) (*redir
 		return nil, err
 	}
 	l.logger.Info("iptables backend chosen", "backend", found.Backend, "why", found.Reason)
-	r := &redirect{links: l}
+	r := &redirect{links: l, backend: found.Backend}
 	if r.rules, err = iptables.NewRedirect(iptables.Config{
 		Backend: found.Backend, Runner: iptables.Exec{}, Logger: l.logger,
 	}); err != nil {
@@ -157,12 +158,30 @@ func openRedirect(ctx context.Context, l *links, backend config.Backend) (*redir
 	return r, err
 }
 
+// findStale looks for rules of ours in the other backend, for the next look of the rules' half to remove.
+func (r *redirect) findStale(ctx context.Context) error {
+	found, err := iptables.Detect(ctx, iptables.Exec{}, r.backend)
+	if err != nil || found.Stale == "" {
+		return err
+	}
+	r.stale, err = iptables.NewRedirect(iptables.Config{Backend: found.Stale, Runner: iptables.Exec{}, Logger: r.logger})
+	return err
+}
+
 // install leads pods to rules' ports, and takes over from whichever agent they were led to before. While another program
 // is in the way, it tries again until ctx ends: the guard stands, and sessions stay warm.
 func (r *redirect) install(ctx context.Context, claims claims, rules iptables.Rules) error {
-	const shortest, longest = time.Second, 15 * time.Second
+	const shortest, longest, claimWithin = time.Second, 15 * time.Second, 8 * time.Second
 	for wait := shortest; ; wait = min(2*wait, longest) {
-		err := claims.Claim(ctx, func(ctx context.Context) error { return r.tryInstall(ctx, rules) })
+		others, othersErr := claims.Others()
+		err := claims.Claim(ctx, func(ctx context.Context) error {
+			if others && othersErr == nil { // which can repair nothing meanwhile
+				var cancel context.CancelFunc
+				ctx, cancel = context.WithTimeout(ctx, claimWithin)
+				defer cancel()
+			}
+			return r.tryInstall(ctx, rules)
+		})
 		if err == nil {
 			return nil
 		}

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"context"
 	"crypto/rand"
 	"errors"
 	"fmt"
@@ -38,7 +39,8 @@ func (a *agent) openClaims() error {
 		a.claims = claimant
 	}
 	a.keeper = &keeper{
-		claims: a.claims, every: a.cfg.Redirect.Sweep, health: a.health, regained: a.regained, logger: a.logger,
+		claims: a.claims, every: a.cfg.Redirect.Sweep, health: a.health, owned: a.owned,
+		regained: a.regained, logger: a.logger,
 	}
 	return nil
 }
@@ -85,14 +87,41 @@ func (a *agent) rotateKeys() {
 	}
 }
 
-// regained makes the state this agent's again, with the redirect.
-func (a *agent) regained() {
-	if a.state == nil {
+// regained looks for what the agent that owned the redirect meanwhile left in the other iptables backend: its rules would lead
+// pods to a port where nobody listens any more.
+func (a *agent) regained(ctx context.Context) {
+	if err := a.redirect.findStale(ctx); err != nil {
+		a.logger.Error("cannot look for rules in the other iptables backend", "error", err)
+	}
+}
+
+// owned has the state follow the redirect: who owns that writes, and makes up for what it could not write meanwhile. An agent
+// that starts takes the state to read it, and may never come to own the redirect.
+func (a *agent) owned() {
+	if a.state == nil || !a.state.Superseded() {
 		return
 	}
 	if err := a.state.Take(); err != nil {
 		a.logger.Warn("--state-dir is another agent's; sessions are not kept for the next one", "error", err)
+		return
 	}
+	a.cache.KeepAll()
+	if granted, all := a.assignments.granted(); all {
+		a.decisions.Retain(granted)
+	}
+	a.assignments.retell(a.seen()) // last: Retain does not know of pods that were decided on meanwhile
+}
+
+// recall reads what the agent before decided anew: it may have gone on for long after this one started.
+func (a *agent) recall() {
+	if a.state == nil {
+		return
+	}
+	if err := a.state.Take(); err != nil {
+		a.logger.Warn("decisions of the agent before cannot be read again", "error", err)
+		return
+	}
+	a.assignments.remember(a.decisions.Recent(max(a.cfg.State.MaxAge, a.cfg.Roles.LastValidGrant)))
 }
 
 // openState opens the state folder and takes it over: an agent that had it open writes no more. It comes late in the

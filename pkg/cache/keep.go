@@ -42,6 +42,15 @@ func (c *Cache) changed(g role.Grant) {
 	}
 }
 
+// KeepAll has the Store brought up to date about every Grant, after it has kept nothing for a while.
+func (c *Cache) KeepAll() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for g := range *c.entries.Load() {
+		c.changed(g)
+	}
+}
+
 // keep brings the Store up to date until done is closed and everything is in it. It has a goroutine of its own: a file
 // system that hangs delays neither a mint nor a request.
 func (c *Cache) keep(done <-chan struct{}) {

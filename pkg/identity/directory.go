@@ -90,15 +90,19 @@ func New(cfg Config) (*Directory, error) {
 func (d *Directory) Synced() <-chan struct{} { return d.synced }
 
 // Assume has pods be known that were on this node not long ago, for an agent that starts while the API server cannot be
-// asked, and returns those of them that it takes: a pod is assumed only while it has a sandbox, and until the API server
-// has named the pods of this node. Of an assumed pod the Follower is told when it is Gone, and nothing before.
+// asked, and returns those of them that are known now: a pod is assumed only while it has a sandbox, and until the API
+// server has named the pods of this node; those that it has named already are known anyway. Of an assumed pod the Follower is told when it is Gone, and nothing before.
 func (d *Directory) Assume(pods []role.Workload) (taken []role.Workload) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for _, w := range pods {
-		_, known := d.known[w.String()]
+		p, known := d.known[w.String()]
 		_, alive := d.sandboxes[w.UID]
-		if known || !alive || d.listed.Load() {
+		switch {
+		case known && p.workload == w: // named, but not all about it has been read
+			taken = append(taken, w)
+			continue
+		case known || !alive || d.listed.Load():
 			continue
 		}
 		d.put(w.String(), &pod{workload: w, cniUID: w.UID, assumed: true}, nil)

@@ -3,6 +3,7 @@ package identity
 import (
 	"context"
 	"errors"
+	"net/http"
 	"sync/atomic"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -33,11 +34,11 @@ func (r *Reach) note(ctx context.Context, err error) {
 }
 
 // isAnswer tells what an API server that works says, be it no, from silence and from what a load balancer or an API server
-// without its store says.
+// without its store says. An agent whose own token has expired, as after a long outage, has not been told anything either.
 func isAnswer(err error) bool {
 	if err == nil {
 		return true
 	}
 	status, ok := errors.AsType[*apierrors.StatusError](err)
-	return ok && status.ErrStatus.Code < 500
+	return ok && status.ErrStatus.Code < 500 && status.ErrStatus.Code != http.StatusUnauthorized
 }

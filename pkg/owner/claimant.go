@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"math"
 	"os"
@@ -162,6 +163,9 @@ func (c *Claimant) Resign() {
 func (c *Claimant) lock(ctx context.Context) (*folder, error) {
 	for {
 		f, err := openFolder(c.dir)
+		if errors.Is(err, fs.ErrNotExist) && os.Mkdir(filepath.Dir(c.dir), 0o700) == nil {
+			continue // it was there when c was opened, and was removed with all that is in it
+		}
 		if err != nil {
 			return nil, err
 		}
