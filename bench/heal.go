@@ -56,7 +56,7 @@ func heals(w io.Writer) func(context.Context, string) ([]figure, error) {
 }
 
 func healsWith(ctx context.Context, w io.Writer, agent, backend string) (_ []figure, err error) {
-	bed, pod, err := onePod(ctx, testbed.Config{Agent: agent, Flags: []string{"--iptables-backend=" + backend}}, time.Hour)
+	bed, pod, err := onePod(ctx, testbed.Config{Agent: agent, Flags: []string{"--iptables-backend=" + backend, "--request-rate=0"}}, time.Hour)
 	if err != nil {
 		return nil, err
 	}
@@ -214,7 +214,7 @@ func updatesWith(ctx context.Context, agent, backend string) (failures, leaks in
 		return 0, 0, err
 	}
 	defer func() { err = errors.Join(err, removeState()) }()
-	bed, err := testbed.New(ctx, testbed.Config{Agent: agent, Flags: []string{"--iptables-backend=" + backend, state}})
+	bed, err := testbed.New(ctx, testbed.Config{Agent: agent, Flags: []string{"--iptables-backend=" + backend, "--request-rate=0", state}})
 	if err != nil {
 		return 0, 0, err
 	}

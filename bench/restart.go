@@ -40,7 +40,7 @@ func restart(ctx context.Context, agent string) (_ []figure, err error) {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, removeState()) }()
-	r := restarts{bed: bed, flags: []string{state, "--log-level=debug"}}
+	r := restarts{bed: bed, flags: []string{state, "--log-level=debug", "--request-rate=0"}}
 	if r.pods, err = addRestartPods(cluster); err != nil {
 		return nil, err
 	}

@@ -71,7 +71,7 @@ func spikesAt(ctx context.Context, agent string, latency time.Duration, progress
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, removeState()) }()
-	if _, err := bed.StartAgent(ctx, state); err != nil {
+	if _, err := bed.StartAgent(ctx, state, "--request-rate=0"); err != nil {
 		return nil, err
 	}
 	rounds := spikeRounds(latency)

@@ -180,6 +180,7 @@ func huntLeaks(t *testing.T, backend string) {
 	pod := addPod(t, bed, "orders", "orders")
 	flags := []string{
 		"--iptables-backend=" + backend, "--state-dir-on-disk", "--state-dir=" + filepath.Join(bed.Box.Dir, "state"),
+		"--request-rate=0", // the hunter alone would use it up
 	}
 	agentAddresses := []netip.Addr{netip.MustParseAddr("169.254.77.1"), netip.MustParseAddr("fd70:6f64:726f:6c65::1")}
 	agent := startAgent(t, bed, flags...)

@@ -114,7 +114,7 @@ func TestAgentThatNeverServes(t *testing.T) {
 		return ""
 	})
 	eventually(t, "what is decided is kept, and what was taken away is not", func() string {
-		kept := ""
+		var kept strings.Builder
 		files, err := filepath.Glob(filepath.Join(s.bed.Box.Dir, "state", "decisions", "*"))
 		s.must(t, err)
 		for _, file := range files {
@@ -122,10 +122,10 @@ func TestAgentThatNeverServes(t *testing.T) {
 			if err != nil {
 				return err.Error()
 			}
-			kept += string(text)
+			kept.WriteString(string(text))
 		}
-		if !strings.Contains(kept, "stock-0") || strings.Contains(kept, "orders-0") {
-			return kept
+		if !strings.Contains(kept.String(), "stock-0") || strings.Contains(kept.String(), "orders-0") {
+			return kept.String()
 		}
 		return ""
 	})

@@ -23,7 +23,7 @@ func TestRotationUnderLoad(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			startAgent(t, bed, "--state-dir="+filepath.Join(bed.Box.Dir, "state"))
+			startAgent(t, bed, "--request-rate=0", "--state-dir="+filepath.Join(bed.Box.Dir, "state"))
 			r, err := rotation.Run(t.Context(), rotation.Config{
 				Bed: bed, Pods: polled, Rotations: rounds, Interval: 20 * time.Millisecond,
 			})

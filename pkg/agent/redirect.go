@@ -104,7 +104,8 @@ func (l *links) listen(ctx context.Context) (listeners []net.Listener, rules ipt
 	for _, p := range l.pairs {
 		to, listening := agents[p.Agent]
 		if !listening {
-			listener, err := new(net.ListenConfig).Listen(ctx, "tcp", netip.AddrPortFrom(p.Agent, 0).String())
+			// Connections live for milliseconds: keep-alive would only cost four system calls each.
+			listener, err := (&net.ListenConfig{KeepAlive: -1}).Listen(ctx, "tcp", netip.AddrPortFrom(p.Agent, 0).String())
 			if err != nil {
 				for _, open := range listeners {
 					err = errors.Join(err, open.Close())

@@ -113,8 +113,12 @@ func (l *Locator) Locate(ctx context.Context, source, local netip.Addr) (Place, 
 	var s *kernelSocket
 	select {
 	case s = <-l.idle:
-	case <-ctx.Done():
-		return Place{}, fmt.Errorf("locate %v: wait for the kernel: %w", source, context.Cause(ctx))
+	default: // a request's context starts its timer when it is first asked for Done
+		select {
+		case s = <-l.idle:
+		case <-ctx.Done():
+			return Place{}, fmt.Errorf("locate %v: wait for the kernel: %w", source, context.Cause(ctx))
+		}
 	}
 	place, known, err := l.route(s, source, local)
 	if known || err != nil {

@@ -151,7 +151,7 @@ func (l *limiter) next(o *origin) (late []waiter) {
 	for len(o.waiting) > 0 {
 		w := o.waiting[0]
 		switch {
-		case !now.Before(w.until):
+		case !now.Before(w.until) || w.room.closed:
 			late = append(late, w)
 			o.open--
 			l.total--
