@@ -45,6 +45,10 @@ func TestKustomization(t *testing.T) {
 	}
 	want := `components:
 - ../../../src/podrole/manifests/policies/b
+images:
+- name: podrole
+  newName: localhost/podrole
+  newTag: dev
 patches:
 - patch: |
     - {op: add, path: /spec/template/spec/containers/0/env/-, value: {name: PODROLE_STS_ENDPOINT, value: "http://10.0.0.1:8000"}}

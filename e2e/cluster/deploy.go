@@ -93,7 +93,10 @@ func (d deployment) kustomization(folder, root string) ([]byte, error) {
 	for name, value := range d.env {
 		fmt.Fprintf(&patch, "- {op: add, path: /spec/template/spec/containers/0/env/-, value: {name: %s, value: %q}}\n", name, value)
 	}
-	k := map[string]any{"resources": resources, "components": components}
+	k := map[string]any{
+		"resources": resources, "components": components,
+		"images": []any{map[string]string{"name": "podrole", "newName": agentRepo, "newTag": "dev"}},
+	}
 	if patch.Len() > 0 {
 		target := map[string]string{"kind": "DaemonSet", "name": agentName}
 		k["patches"] = []any{map[string]any{"target": target, "patch": patch.String()}}

@@ -13,11 +13,12 @@ import (
 	"github.com/podrole/podrole/e2e/cluster/sandbox"
 )
 
-// Images of the cluster, as pods name them, and archives of them.
+// Images of the cluster, as pods name them. They are in no registry.
 const (
-	agentImage  = "docker.io/library/podrole:dev"
-	clientImage = "docker.io/library/client:dev"
-	pauseImage  = "docker.io/library/pause:dev"
+	agentRepo   = "localhost/podrole"
+	agentImage  = agentRepo + ":dev"
+	clientImage = "localhost/client:dev"
+	pauseImage  = "localhost/pause:dev"
 )
 
 type images struct{ agent, client, pause string }

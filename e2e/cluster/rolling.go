@@ -14,7 +14,7 @@ import (
 )
 
 // nextImage is the agent's image under the tag that it is updated to.
-const nextImage = "docker.io/library/podrole:next"
+const nextImage = agentRepo + ":next"
 
 // every is how often each pod asks while the agent is replaced.
 const every = 20 * time.Millisecond
