@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
@@ -33,7 +34,7 @@ func serveHTTP(ctx context.Context, network, address string, handler http.Handle
 	const retry = 2 * time.Second
 	for said := false; ; said = true {
 		if network == "unix" {
-			_ = os.Remove(address) // if it cannot be, Listen says why
+			removeSocket(address)
 		}
 		l, err := new(net.ListenConfig).Listen(ctx, network, address)
 		if err == nil {
@@ -48,6 +49,13 @@ func serveHTTP(ctx context.Context, network, address string, handler http.Handle
 			return
 		case <-time.After(retry):
 		}
+	}
+}
+
+// removeSocket removes a socket, and nothing else that may be in its place: Listen says what is wrong then.
+func removeSocket(path string) {
+	if info, err := os.Lstat(path); err == nil && info.Mode().Type() == fs.ModeSocket {
+		_ = os.Remove(path)
 	}
 }
 
