@@ -87,8 +87,8 @@ Needs root in the node's network namespace.`,
 		p.command(config.ForGuard(), p.guard, &cobra.Command{
 			Use:   "guard",
 			Short: "Refuse pods the metadata service until an agent runs",
-			Long: `Refuse pods the metadata address from now on, and leave the node itself its way there: what the agent does first, and
-all that is needed before the first agent of a node that has just started. For a unit of the host that runs before the
+			Long: `Refuse pods the metadata address from now on, and leave the node itself its way there: all that is
+needed before the first agent of a node that has just started. For a unit of the host that runs before the
 kubelet, since pods may start before any agent does. It ends at once; what it does stays. Give the flags that podrole
 run is given.`,
 			Example: `  podrole guard`,

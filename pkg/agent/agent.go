@@ -71,14 +71,20 @@ func Run(ctx context.Context, cfg config.Config, logger *slog.Logger) (err error
 	return a.run(ctx)
 }
 
-// Guard refuses pods the metadata address, and ends. It is what Run does first.
+// Guard refuses pods the metadata address, and ends. It needs no address: that is for the agent to add.
 func Guard(_ context.Context, cfg config.Config, logger *slog.Logger) error {
 	links, err := openLinks(cfg, logger)
 	if err != nil {
 		return err
 	}
 	defer links.close()
-	return links.guard()
+	if err := links.node.CheckNode(); err != nil {
+		return err
+	}
+	if _, err := links.node.EnsureGuard(); err != nil {
+		return fmt.Errorf("guard the metadata address: %w", err)
+	}
+	return nil
 }
 
 // Uninstall takes rules, guard, address and state away, and leaves the node as it was before podrole. It does nothing while an
