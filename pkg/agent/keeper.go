@@ -238,3 +238,14 @@ func pause(ctx context.Context, d time.Duration) bool {
 		return true
 	}
 }
+
+// retry calls try until it is done, with pauses that double from shortest to longest; try is told how long the next one is.
+// It returns false if ctx ends before.
+func retry(ctx context.Context, shortest, longest time.Duration, try func(next time.Duration) (done bool)) bool {
+	for wait := shortest; !try(wait); wait = min(2*wait, longest) {
+		if !pause(ctx, wait) {
+			return false
+		}
+	}
+	return true
+}

@@ -12,20 +12,21 @@ import (
 
 // nodeLabels reads the labels of the Node, and tries until that is done. It returns none where the Node cannot be read at all,
 // or ctx ends: they are of help only where neither flags nor a metadata service tell the region.
-func nodeLabels(ctx context.Context, nodes typedcorev1.NodeInterface, name string, logger *slog.Logger) map[string]string {
-	const shortest, longest = time.Second, 5 * time.Minute
-	for wait := shortest; ; wait = min(2*wait, longest) {
+func nodeLabels(
+	ctx context.Context, nodes typedcorev1.NodeInterface, name string, logger *slog.Logger,
+) (labels map[string]string) {
+	retry(ctx, time.Second, 5*time.Minute, func(time.Duration) (done bool) {
 		node, err := nodes.Get(ctx, name, metav1.GetOptions{})
 		switch {
 		case err == nil:
-			return node.Labels
+			labels = node.Labels
+			return true
 		case apierrors.IsForbidden(err), apierrors.IsNotFound(err):
 			logger.Info("the Node's labels are not read; pods are told region and zone by flags and the metadata service alone",
 				"node", name, "error", err)
-			return nil
+			return true
 		}
-		if !pause(ctx, wait) {
-			return nil
-		}
-	}
+		return false
+	})
+	return labels
 }

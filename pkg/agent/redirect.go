@@ -172,8 +172,8 @@ func (r *redirect) findStale(ctx context.Context) error {
 // install leads pods to rules' ports, and takes over from whichever agent they were led to before. While another program
 // is in the way, it tries again until ctx ends: the guard stands, and sessions stay warm.
 func (r *redirect) install(ctx context.Context, claims claims, rules iptables.Rules) error {
-	const shortest, longest, claimWithin = time.Second, 15 * time.Second, 8 * time.Second
-	for wait := shortest; ; wait = min(2*wait, longest) {
+	const claimWithin = 8 * time.Second
+	done := retry(ctx, time.Second, 15*time.Second, func(next time.Duration) (done bool) {
 		others, othersErr := claims.Others()
 		err := claims.Claim(ctx, func(ctx context.Context) error {
 			if others && othersErr == nil { // which can repair nothing meanwhile
@@ -183,16 +183,15 @@ func (r *redirect) install(ctx context.Context, claims claims, rules iptables.Ru
 			}
 			return r.tryInstall(ctx, rules)
 		})
-		if err == nil {
-			return nil
+		if err != nil && ctx.Err() == nil {
+			r.logger.Error("pods cannot be redirected yet; they are refused", "retry_in", next, "error", err)
 		}
-		if ctx.Err() == nil {
-			r.logger.Error("pods cannot be redirected yet; they are refused", "retry_in", wait, "error", err)
-		}
-		if !pause(ctx, wait) {
-			return ctx.Err()
-		}
+		return err == nil
+	})
+	if !done {
+		return ctx.Err()
 	}
+	return nil
 }
 
 func (r *redirect) tryInstall(ctx context.Context, rules iptables.Rules) error {

@@ -24,23 +24,17 @@ type startupTaint struct {
 // remove takes the taint off the node, if it has it, and tries until that is done or ctx ends. It is called when pods are
 // led here and answered, and once: who taints the node later has other reasons.
 func (t startupTaint) remove(ctx context.Context) {
-	const shortest, longest = time.Second, time.Minute
-	for wait := shortest; ; wait = min(2*wait, longest) {
+	retry(ctx, time.Second, time.Minute, func(next time.Duration) (done bool) {
 		removed, err := t.try(ctx)
 		switch {
-		case err == nil && removed:
+		case removed:
 			t.logger.Info("startup taint removed: pods may come", "taint", t.key)
-			return
-		case err == nil:
-			return
-		case ctx.Err() == nil:
+		case err != nil && ctx.Err() == nil:
 			t.logger.Error("startup taint is not removed yet; pods stay away from this node",
-				"taint", t.key, "retry_in", wait, "error", err)
+				"taint", t.key, "retry_in", next, "error", err)
 		}
-		if !pause(ctx, wait) {
-			return
-		}
-	}
+		return err == nil
+	})
 }
 
 func (t startupTaint) try(ctx context.Context) (removed bool, err error) {
