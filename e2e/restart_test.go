@@ -6,7 +6,6 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -42,20 +41,7 @@ func TestRestartWithoutTheAPIServer(t *testing.T) {
 			if !strings.Contains(second.Log(), "the API server cannot be reached: pods are served by what was decided of them before") {
 				t.Error("the agent does not say what it goes by")
 			}
-			var keys []string
-			eventually(t, "two rotations", func() string {
-				session, problem := s.served(get(t, pod, credentials+"orders"), orders)
-				if problem != "" {
-					t.Fatalf("with the API server down: %s", problem)
-				}
-				if !slices.Contains(keys, session.AccessKeyID) {
-					keys = append(keys, session.AccessKeyID)
-				}
-				if len(keys) < 3 {
-					return fmt.Sprintf("%d sessions", len(keys))
-				}
-				return ""
-			})
+			s.rotates(t, pod, "orders", orders)
 			if _, problem := s.served(get(t, other, credentials+"reports"), reports); problem != "" {
 				t.Errorf("with the API server down: %s", problem)
 			}

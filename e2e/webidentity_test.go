@@ -135,6 +135,25 @@ func (s *clusterStage) waitServed(t *testing.T, pod *nodebox.Pod, name, role str
 	})
 }
 
+// rotates waits until the pod has got three sessions of the role, and fails if it is refused meanwhile.
+func (s *clusterStage) rotates(t *testing.T, pod *nodebox.Pod, name, role string) {
+	t.Helper()
+	var keys []string
+	eventually(t, "two rotations", func() string {
+		session, problem := s.served(get(t, pod, credentials+name), role)
+		if problem != "" {
+			t.Fatalf("with the API server down: %s", problem)
+		}
+		if !slices.Contains(keys, session.AccessKeyID) {
+			keys = append(keys, session.AccessKeyID)
+		}
+		if len(keys) < 3 {
+			return fmt.Sprintf("%d sessions", len(keys))
+		}
+		return ""
+	})
+}
+
 // askPatiently makes one request and waits longer for its answer than any SDK. wrote, if any, is called when the request is
 // on its way.
 func askPatiently(t *testing.T, pod *nodebox.Pod, path string, wrote func()) answer {
@@ -279,20 +298,7 @@ func TestAPIServerDown(t *testing.T) {
 	s.must(t, s.cluster.Stop())
 	newcomer := s.addPod(t, "reports-0", "reports") // which the agent cannot know
 
-	var keys []string
-	eventually(t, "two rotations", func() string {
-		session, problem := s.served(get(t, pod, credentials+"orders"), orders)
-		if problem != "" {
-			t.Fatalf("with the API server down: %s", problem)
-		}
-		if !slices.Contains(keys, session.AccessKeyID) {
-			keys = append(keys, session.AccessKeyID)
-		}
-		if len(keys) < 3 {
-			return fmt.Sprintf("%d sessions", len(keys))
-		}
-		return ""
-	})
+	s.rotates(t, pod, "orders", orders)
 	if n := len(s.cluster.API.Tokens()); n != tokens {
 		t.Errorf("%d tokens, want the %d of before", n, tokens)
 	}
