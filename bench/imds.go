@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"os/exec"
+	"reflect"
 	"regexp"
 	"strconv"
 	"time"
@@ -70,15 +71,22 @@ func imdsAt(ctx context.Context, agent string, size bodySize) (throughput, p99 f
 		return figure{}, figure{}, err
 	}
 	defer func() { err = errors.Join(err, bed.Close()) }()
-	body, err := get(ctx, pod, "http://169.254.169.254"+credentials)
+	said, err := get(ctx, pod, "http://169.254.169.254"+credentials)
 	if err != nil {
 		return figure{}, figure{}, err
 	}
-	bare, err := bareServer(ctx, bed.Box.Node, bed.Box.NodeIP.String(), body)
+	bare, err := bareServer(ctx, bed.Box.Node, bed.Box.NodeIP.String(), said)
 	if err != nil {
 		return figure{}, figure{}, err
 	}
-	l := load{Path: credentials, Requests: perRun, Workers: workers, Body: len(body)}
+	same, err := get(ctx, pod, "http://"+bare+credentials)
+	if err != nil {
+		return figure{}, figure{}, err
+	}
+	if !reflect.DeepEqual(same, said) {
+		return figure{}, figure{}, fmt.Errorf("the bare handler answers %v instead of %v", same.Header, said.Header)
+	}
+	l := load{Path: credentials, Requests: perRun, Workers: workers, Body: len(said.Body)}
 	ours, theirs := l, l
 	ours.Address, theirs.Address = "169.254.169.254:80", bare
 	for _, warmUp := range []load{ours, theirs} {
@@ -174,8 +182,14 @@ func addBenchPod(bed *testbed.Bed) (*nodebox.Pod, error) {
 	return bed.AddPod("bench", "bench-0", "bench")
 }
 
+// answer is what the bare handler says: every byte of it but the date.
+type answer struct {
+	Header http.Header
+	Body   []byte
+}
+
 // get fetches url from inside a pod.
-func get(ctx context.Context, pod *nodebox.Pod, url string) ([]byte, error) {
+func get(ctx context.Context, pod *nodebox.Pod, url string) (answer, error) {
 	client := &http.Client{Transport: &http.Transport{
 		DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
@@ -184,19 +198,23 @@ func get(ctx context.Context, pod *nodebox.Pod, url string) ([]byte, error) {
 	}}
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
-		return nil, fmt.Errorf("get %s: %w", url, err)
+		return answer{}, fmt.Errorf("get %s: %w", url, err)
 	}
 	response, err := client.Do(request)
 	if err != nil {
-		return nil, fmt.Errorf("get %s: %w", url, err)
+		return answer{}, fmt.Errorf("get %s: %w", url, err)
 	}
 	defer response.Body.Close()
 	body, err := io.ReadAll(response.Body)
 	if err != nil {
-		return nil, fmt.Errorf("get %s: %w", url, err)
+		return answer{}, fmt.Errorf("get %s: %w", url, err)
 	}
 	if response.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("get %s: %s: %s", url, response.Status, body)
+		return answer{}, fmt.Errorf("get %s: %s: %s", url, response.Status, body)
 	}
-	return body, nil
+	response.Header.Del("Date")
+	if response.Close { // what the client has taken out of the header
+		response.Header.Set("Connection", "close")
+	}
+	return answer{response.Header, body}, nil
 }

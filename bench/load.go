@@ -150,16 +150,20 @@ func (l load) once(request, answer []byte) ([]byte, error) {
 	return answer, nil
 }
 
-// bareServer starts the server to compare with in the node's namespace: net/http, and a handler that writes body and
-// closes, as plain as can be. The address it listens on is returned.
-func bareServer(ctx context.Context, node *nodebox.Namespace, host string, body []byte) (address string, err error) {
+// bareServer starts the server to compare with in the node's namespace: net/http, and a handler that writes the same
+// answer and closes, as plain as can be. The address it listens on is returned.
+func bareServer(ctx context.Context, node *nodebox.Namespace, host string, a answer) (address string, err error) {
+	text, err := json.Marshal(a)
+	if err != nil {
+		return "", fmt.Errorf("write answer: %w", err)
+	}
 	self, err := os.Executable()
 	if err != nil {
 		return "", fmt.Errorf("find own binary: %w", err)
 	}
 	args := append(onCPU(serverCPU), self, serverArgument, host)
 	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
-	cmd.Stdin = bytes.NewReader(body)
+	cmd.Stdin = bytes.NewReader(text)
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
 	if err != nil {

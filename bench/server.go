@@ -1,16 +1,16 @@
 package main
 
 import (
+	"encoding/json"
 	"fmt"
-	"io"
+	"maps"
 	"net"
 	"net/http"
 	"os"
-	"strconv"
 	"time"
 )
 
-// serverMain turns the process into the bare server if bareServer made it. The body comes on standard input.
+// serverMain turns the process into the bare server if bareServer made it. The answer comes on standard input.
 func serverMain() {
 	if len(os.Args) != 3 || os.Args[1] != serverArgument {
 		return
@@ -21,24 +21,20 @@ func serverMain() {
 }
 
 func serveBare(host string) error {
-	body, err := io.ReadAll(os.Stdin)
-	if err != nil {
-		return fmt.Errorf("read body: %w", err)
+	var a answer
+	if err := json.NewDecoder(os.Stdin).Decode(&a); err != nil {
+		return fmt.Errorf("read answer: %w", err)
 	}
 	l, err := net.Listen("tcp", net.JoinHostPort(host, "0"))
 	if err != nil {
 		return err
 	}
 	fmt.Println(l.Addr())
-	length := strconv.Itoa(len(body))
 	server := &http.Server{
 		ReadHeaderTimeout: 5 * time.Second,
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-			h := w.Header()
-			h.Set("Content-Type", "text/plain")
-			h.Set("Content-Length", length)
-			h.Set("Connection", "close")
-			_, _ = w.Write(body)
+			maps.Copy(w.Header(), a.Header)
+			_, _ = w.Write(a.Body)
 		}),
 	}
 	return server.Serve(l)

@@ -11,12 +11,21 @@ import (
 	"context"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"syscall"
 
 	"github.com/podrole/podrole/pkg/agent"
 )
 
+// gcPercent makes collections five times rarer than Go's default of 100 does. One keeps the processor from requests for
+// some milliseconds, as often as every 150 ms under load, which is what the slowest hundredth of them then waits for. It
+// costs memory under load alone, of which GOMEMLIMIT is the bound.
+const gcPercent = 500
+
 func main() {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(gcPercent)
+	}
 	// The second signal finds the default behaviour again and ends the process at once.
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop)
