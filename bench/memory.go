@@ -46,7 +46,7 @@ func residentSet(ctx context.Context, agent string, namespaces, accounts int) (_
 		return 0, err
 	}
 	defer func() { err = errors.Join(err, bed.Close()) }()
-	cluster, err := bed.NewCluster(ctx, testbed.ClusterConfig{RBAC: "manifests/base/rbac.yaml"})
+	cluster, err := bed.NewCluster(ctx, testbed.ClusterConfig{Authority: testbed.DirectTokens("manifests")})
 	if err != nil {
 		return 0, err
 	}

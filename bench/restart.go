@@ -31,7 +31,7 @@ func restart(ctx context.Context, agent string) (_ []figure, err error) {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, bed.Close()) }()
-	cluster, err := bed.NewCluster(ctx, testbed.ClusterConfig{RBAC: "manifests/base/rbac.yaml"})
+	cluster, err := bed.NewCluster(ctx, testbed.ClusterConfig{Authority: testbed.DirectTokens("manifests")})
 	if err != nil {
 		return nil, err
 	}

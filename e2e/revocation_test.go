@@ -33,7 +33,7 @@ func newKeepingStage(t *testing.T) *keepingStage {
 	state := filepath.Join(t.TempDir(), "state")
 	s := &clusterStage{bed: newBed(t, testbed.Config{Flags: []string{"--state-dir=" + state, "--state-dir-on-disk"}})}
 	var err error
-	s.cluster, err = s.bed.NewCluster(t.Context(), testbed.ClusterConfig{RBAC: "../manifests/base/rbac.yaml"})
+	s.cluster, err = s.bed.NewCluster(t.Context(), testbed.ClusterConfig{Authority: testbed.DirectTokens("../manifests")})
 	s.must(t, err)
 	s.must(t, s.cluster.AddNamespace("shop"))
 	return &keepingStage{clusterStage: s, sessions: filepath.Join(state, "sessions")}

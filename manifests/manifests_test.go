@@ -3,17 +3,22 @@ package manifests_test
 
 import (
 	"bytes"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	admissionv1 "k8s.io/api/admissionregistration/v1"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/client-go/kubernetes/scheme"
 	"sigs.k8s.io/yaml"
 
 	"github.com/podrole/podrole/pkg/config"
@@ -59,13 +64,12 @@ func decode(t *testing.T) map[string]any {
 	return objects
 }
 
-// TestRightsAreThoseTheAgentUses: list and watch for the informers, the node's labels, create for TokenRequest, and Events;
-// nothing else.
+// TestRightsAreThoseTheAgentUses: list and watch for the informers, the node's labels, and Events; nothing else. The right to
+// tokens comes with what bounds it.
 func TestRightsAreThoseTheAgentUses(t *testing.T) {
 	want := []rbacv1.PolicyRule{
 		{APIGroups: []string{""}, Resources: []string{"pods", "serviceaccounts", "namespaces"}, Verbs: []string{"list", "watch"}},
 		{APIGroups: []string{""}, Resources: []string{"nodes"}, Verbs: []string{"get"}},
-		{APIGroups: []string{""}, Resources: []string{"serviceaccounts/token"}, Verbs: []string{"create"}},
 		{APIGroups: []string{""}, Resources: []string{"events"}, Verbs: []string{"create", "patch"}},
 	}
 	if diff := cmp.Diff(want, decode(t)["ClusterRole"].(*rbacv1.ClusterRole).Rules); diff != "" {
@@ -125,24 +129,99 @@ func TestUpdatesOverlap(t *testing.T) {
 	}
 }
 
-// TestSettingsExist holds arguments and environment against the flags.
+// TestSettingsExist holds arguments and environment, those of the overlays too, against the flags.
 func TestSettingsExist(t *testing.T) {
 	var reference bytes.Buffer
 	if err := config.WriteReference(&reference); err != nil {
 		t.Fatal(err)
 	}
-	for _, c := range decode(t)["DaemonSet"].(*appsv1.DaemonSet).Spec.Template.Spec.Containers {
-		for _, variable := range c.Env {
-			if variable.Name == "GOMEMLIMIT" { // the Go runtime's
-				continue
-			}
-			flag := "--" + strings.ReplaceAll(strings.ToLower(strings.TrimPrefix(variable.Name, "PODROLE_")), "_", "-")
-			if !strings.HasPrefix(variable.Name, "PODROLE_") || !strings.Contains(reference.String(), flag) {
-				t.Errorf("no flag is called %s", variable.Name)
+	variables := regexp.MustCompile(`(?:name: |- )(PODROLE_[A-Z0-9_]+)`)
+	count := 0
+	for file, text := range files(t) {
+		for _, found := range variables.FindAllStringSubmatch(string(text), -1) {
+			count++
+			flag := "`--" + strings.ReplaceAll(strings.ToLower(strings.TrimPrefix(found[1], "PODROLE_")), "_", "-")
+			if !strings.Contains(reference.String(), flag) {
+				t.Errorf("%s: no flag is called %s", file, found[1])
 			}
 		}
+	}
+	if count < 10 {
+		t.Errorf("%d settings were found in all manifests", count)
+	}
+	for _, c := range decode(t)["DaemonSet"].(*appsv1.DaemonSet).Spec.Template.Spec.Containers {
 		if !slices.Equal(c.Args, []string{"run"}) {
 			t.Errorf("arguments are %q; settings belong in the environment, which patches can add to", c.Args)
+		}
+	}
+}
+
+// files returns all YAML files of the manifests.
+func files(t *testing.T) map[string][]byte {
+	t.Helper()
+	texts := map[string][]byte{}
+	err := filepath.WalkDir(".", func(path string, _ fs.DirEntry, err error) error {
+		if err == nil && filepath.Ext(path) == ".yaml" {
+			texts[path], err = os.ReadFile(path)
+		}
+		return err
+	})
+	if err != nil || len(texts) == 0 {
+		t.Fatalf("no manifests: %v", err)
+	}
+	return texts
+}
+
+// TestObjectsDecode reads every object of every folder strictly.
+func TestObjectsDecode(t *testing.T) {
+	objects := 0
+	for file, text := range files(t) {
+		for document := range bytes.SplitSeq(text, []byte("\n---\n")) {
+			var kind metav1.TypeMeta
+			if err := yaml.Unmarshal(document, &kind); err != nil {
+				t.Fatalf("%s: %v", file, err)
+			}
+			if strings.HasPrefix(kind.APIVersion, "kustomize.config.k8s.io/") {
+				continue
+			}
+			object, err := scheme.Scheme.New(schema.FromAPIVersionAndKind(kind.APIVersion, kind.Kind))
+			if err != nil {
+				t.Errorf("%s: %v", file, err)
+				continue
+			}
+			if err := yaml.UnmarshalStrict(document, object); err != nil {
+				t.Errorf("%s: %s: %v", file, kind.Kind, err)
+			}
+			objects++
+		}
+	}
+	if objects < 20 {
+		t.Errorf("%d objects were found in all manifests", objects)
+	}
+}
+
+// TestPoliciesAreBound: a policy without a binding that denies refuses nothing.
+func TestPoliciesAreBound(t *testing.T) {
+	for file, text := range files(t) {
+		if filepath.Base(file) != "policies.yaml" || strings.Contains(string(text), "MutatingAdmissionPolicy") {
+			continue
+		}
+		bound := map[string]bool{}
+		for document := range bytes.SplitSeq(text, []byte("\n---\n")) {
+			var b admissionv1.ValidatingAdmissionPolicyBinding
+			if err := yaml.Unmarshal(document, &b); err != nil {
+				t.Fatalf("%s: %v", file, err)
+			}
+			if b.Kind == "ValidatingAdmissionPolicyBinding" {
+				bound[b.Spec.PolicyName] = slices.Contains(b.Spec.ValidationActions, admissionv1.Deny)
+			} else if _, seen := bound[b.Name]; !seen {
+				bound[b.Name] = false
+			}
+		}
+		for policy, denies := range bound {
+			if !denies {
+				t.Errorf("%s: nothing is refused by %s", file, policy)
+			}
 		}
 	}
 }

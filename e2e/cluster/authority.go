@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -261,34 +262,47 @@ func (s *stage) directAuthority(ctx context.Context) (err error) {
 	return nil
 }
 
-// impersonatedAuthority deploys policies/impersonated-tokens and tries what it keeps the agent's credentials from.
-func (s *stage) impersonatedAuthority(ctx context.Context) (err error) {
+// nodeAuthority replaces the agents' right to tokens by that to act as their nodes, serves by it, and tries what it keeps
+// their credentials from.
+func (s *stage) nodeAuthority(ctx context.Context) error {
+	nodes := overlay("node-web-identity")
+	// kubectl apply takes nothing away that is no longer in the manifests.
+	const says = `token authority "node": the agent may do more than it was told to: create serviceaccounts/token;`
+	s.check("an agent that still has the right to tokens of its own does not serve; the ones before do", func() (string, error) {
+		said, err := s.staysOut(ctx, nodes, agentNamespace, says)
+		if err != nil {
+			return said, err
+		}
+		return said, s.serves(ctx, "meanwhile", s.kube.Nodes[0])
+	})
+	if err := s.drop(ctx, "podrole-tokens"); err != nil {
+		return err
+	}
+	if !s.check("kubectl apply -k manifests/overlays/node-web-identity, once that right is gone", func() (string, error) {
+		return "", s.deploy(ctx, nodes)
+	}) {
+		return nil
+	}
+	for _, n := range s.kube.Nodes {
+		s.check("a pod on "+n.Name+" gets its role", func() (string, error) {
+			return "", s.serves(ctx, "by-node-"+n.Name, n)
+		})
+	}
+	if err := s.jobsWith(ctx, "by-node", 400*time.Millisecond); err != nil {
+		return err
+	}
+	return s.stolenFromNode(ctx)
+}
+
+// stolenFromNode tries what the credentials of an agent are good for that may act as its node.
+func (s *stage) stolenFromNode(ctx context.Context) (err error) {
 	t, undo, err := s.steal(ctx)
 	defer func() { err = errors.Join(err, undo()) }()
 	if err != nil {
 		return err
 	}
-	err = s.apply(ctx, deployment{
-		resources:  []string{"manifests/base"},
-		components: []string{"manifests/policies/role-annotations", "manifests/policies/impersonated-tokens"},
-		env:        map[string]string{"PODROLE_STS_ENDPOINT": endpoint()},
-	})
-	if err != nil {
-		return err
-	}
 	s.check("granted: what the agent is for, acting as its node", func() (string, error) {
-		return "", eventually(ctx, patience, func(ctx context.Context) error { return t.request(ctx, t.node, t.here, nil) })
-	})
-	// RBAC is in force before the policy is. What the agent does about that moment is look before it starts.
-	s.check("refused, from a moment on: a token for a day", func() (string, error) {
-		day := func(spec *authenticationv1.TokenRequestSpec) { spec.ExpirationSeconds = new(int64(24 * 60 * 60)) }
-		return "", eventually(ctx, patience, func(ctx context.Context) error {
-			_, err := denied(t.request(ctx, t.node, t.here, day))
-			return err
-		})
-	})
-	s.check("granted: reading its node's pods, acting as its node", func() (string, error) {
-		return "", t.listPods(ctx, t.node, s.kube.Nodes[0].Name)
+		return "", errors.Join(t.request(ctx, t.node, t.here, nil), t.listPods(ctx, t.node, s.kube.Nodes[0].Name))
 	})
 	s.refusals(t.tokens(ctx, t.node))
 	asOther, err := t.as(rest.ImpersonationConfig{UserName: "system:node:" + t.otherNode})
@@ -301,11 +315,19 @@ func (s *stage) impersonatedAuthority(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	asCertified, err := t.as(rest.ImpersonationConfig{
+		UserName: "system:node:" + s.kube.Nodes[0].Name,
+		Extra:    map[string][]string{"authentication.kubernetes.io/credential-id": {"X509SHA256=1"}},
+	})
+	if err != nil {
+		return err
+	}
 	s.refusals([]attempt{
 		{"a token for a pod on the other node", func() error { return t.request(ctx, t.node, t.there, nil) }},
 		{"a token by its own right", func() error { return t.request(ctx, t.own, t.here, nil) }},
 		{"a token, acting as the other node", func() error { return t.request(ctx, asOther, t.there, nil) }},
 		{"a token, acting as its node with a group of its choice", func() error { return t.request(ctx, asMaster, t.here, nil) }},
+		{"a token, acting as its node with a certificate's extra", func() error { return t.request(ctx, asCertified, t.here, nil) }},
 		{"reading the other node's pods, acting as its own", func() error { return t.listPods(ctx, t.node, t.otherNode) }},
 		{"reading the other node's pods, acting as that", func() error { return t.listPods(ctx, asOther, t.otherNode) }},
 		{"reading the other node's pods by its own right", func() error { return t.listPods(ctx, t.own, t.otherNode) }},

@@ -9,6 +9,10 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/watch"
 
 	"github.com/podrole/podrole/e2e/cluster/ask"
 )
@@ -83,6 +87,62 @@ func TestOutageIsFromFirstFailureToLast(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			if got := outage(c.failures); got != c.want {
 				t.Errorf("got %s, want %s", got, c.want)
+			}
+		})
+	}
+}
+
+func TestCountAgents(t *testing.T) {
+	agent := func(kind watch.EventType, uid, node string, phase corev1.PodPhase) watch.Event {
+		return watch.Event{Type: kind, Object: &corev1.Pod{
+			ObjectMeta: metav1.ObjectMeta{UID: types.UID(uid)}, Spec: corev1.PodSpec{NodeName: node}, Status: corev1.PodStatus{Phase: phase},
+		}}
+	}
+	for name, c := range map[string]struct {
+		changes []watch.Event
+		want    agentCount
+	}{
+		"one_after_the_other": {[]watch.Event{
+			agent(watch.Added, "a", "n1", corev1.PodRunning), agent(watch.Added, "b", "n2", corev1.PodRunning),
+			agent(watch.Modified, "a", "n1", corev1.PodFailed), agent(watch.Added, "c", "", corev1.PodPending),
+			agent(watch.Modified, "c", "n1", corev1.PodPending), agent(watch.Deleted, "a", "n1", corev1.PodFailed),
+			agent(watch.Deleted, "b", "n2", corev1.PodRunning), agent(watch.Added, "d", "n2", corev1.PodPending),
+		}, agentCount{all: 4, most: 1}},
+		"beside_each_other": {[]watch.Event{
+			agent(watch.Added, "a", "n1", corev1.PodRunning), agent(watch.Added, "b", "n1", corev1.PodPending),
+			agent(watch.Deleted, "a", "n1", corev1.PodRunning),
+		}, agentCount{all: 2, most: 2}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			changes := make(chan watch.Event, len(c.changes))
+			for _, change := range c.changes {
+				changes <- change
+			}
+			close(changes)
+			if got := count(changes); got != c.want {
+				t.Errorf("got %+v, want %+v", got, c.want)
+			}
+		})
+	}
+}
+
+func TestOnlyRefused(t *testing.T) {
+	for name, c := range map[string]struct {
+		errors []string
+		ok     bool
+	}{
+		"nothing_failed":  {nil, false},
+		"refused":         {[]string{"dial tcp 169.254.169.254:80: connect: permission denied", "status 503 Service Unavailable"}, true},
+		"says_no_role":    {[]string{"connect: permission denied", "status 404 Not Found"}, false},
+		"says_try_slower": {[]string{"status 429 Too Many Requests"}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := findings{failed: len(c.errors)}
+			for _, e := range c.errors {
+				f.failures = append(f.failures, ask.Outcome{Error: e})
+			}
+			if err := f.onlyRefused(); (err == nil) != c.ok {
+				t.Errorf("got %v", err)
 			}
 		})
 	}

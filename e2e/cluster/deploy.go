@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os"
@@ -20,6 +21,8 @@ type deployment struct {
 	env        map[string]string // settings of the agent, in its DaemonSet
 	secret     []string          // KEY=VALUE, merged into Secret podrole-aws
 	settings   []string          // KEY=VALUE, merged into ConfigMap podrole-aws
+	namespace  string            // instead of podrole
+	followed   bool              // the policies name the agent in its namespace, as docs/security.md says how
 }
 
 // overlay is a deployment of a folder of manifests/overlays, with the cluster's AWS in the place of the region's own.
@@ -49,21 +52,30 @@ func (s *stage) apply(ctx context.Context, d deployment) error {
 	return err
 }
 
+// drop takes away what gives the agents rights that the next manifests do not give: kubectl apply adds and changes only, and an
+// agent that may do more than it was told to does not serve.
+func (s *stage) drop(ctx context.Context, bindings ...string) error {
+	_, err := s.kube.Kubectl(ctx, append([]string{"delete", "--ignore-not-found", "clusterrolebinding"}, bindings...)...)
+	return err
+}
+
 // deploy applies a deployment and returns when the agents that it is about are Ready.
 func (s *stage) deploy(ctx context.Context, d deployment) error {
 	if err := s.apply(ctx, d); err != nil {
 		return err
 	}
-	return s.rolledOut(ctx)
+	return s.rolledOutIn(ctx, cmp.Or(d.namespace, agentNamespace))
 }
 
 // rolledOut waits until the agents are those of the DaemonSet as it is, and Ready.
-func (s *stage) rolledOut(ctx context.Context) error {
-	_, err := s.kube.Kubectl(ctx, "-n", agentNamespace, "rollout", "status", "daemonset/"+agentName, "--timeout=90s")
+func (s *stage) rolledOut(ctx context.Context) error { return s.rolledOutIn(ctx, agentNamespace) }
+
+func (s *stage) rolledOutIn(ctx context.Context, namespace string) error {
+	_, err := s.kube.Kubectl(ctx, "-n", namespace, "rollout", "status", "daemonset/"+agentName, "--timeout=90s")
 	if err == nil {
 		return nil
 	}
-	said, _ := s.kube.Kubectl(ctx, "-n", agentNamespace, "logs",
+	said, _ := s.kube.Kubectl(ctx, "-n", namespace, "logs",
 		"--selector=app.kubernetes.io/name="+agentName, "--tail=5", "--prefix")
 	return fmt.Errorf("%w\n%s", err, said)
 }
@@ -107,6 +119,19 @@ func (d deployment) kustomization(folder, root string) ([]byte, error) {
 				"name": "podrole-aws", "namespace": agentNamespace, "behavior": "merge", "literals": literals,
 			}}
 		}
+	}
+	if d.namespace != "" {
+		k["namespace"] = d.namespace
+	}
+	if d.followed {
+		k["replacements"] = []any{map[string]any{
+			"source": map[string]string{"kind": "ServiceAccount", "name": agentName, "fieldPath": "metadata.namespace"},
+			"targets": []any{map[string]any{
+				"select":     map[string]string{"kind": "ValidatingAdmissionPolicy", "name": "podrole-token-.*"},
+				"fieldPaths": []string{"spec.matchConditions.[name=agent].expression"},
+				"options":    map[string]any{"delimiter": ":", "index": 2},
+			}},
+		}}
 	}
 	return yaml.Marshal(k)
 }

@@ -28,14 +28,19 @@ func suites() []suite {
 	return []suite{
 		{"serve", "the agent as its users deploy it, and pods on both nodes", (*stage).serve},
 		{"policies", "annotations that cannot be read are refused when they are written", (*stage).policies},
+		{"pod-security", "what the API server says of the agent's pod", (*stage).podSecurity},
 		{"jobs", "pods that ask as their first instruction, in bursts", (*stage).jobs},
 		{"authority", "what the agent's own credentials are refused, with policies/direct-tokens", (*stage).directAuthority},
 		{"irsa", "AWS verifies tokens against this API server's own issuer and keys", (*stage).irsa},
+		{"misconfigured", "what operators are told of what they got wrong", (*stage).misconfigured},
+		{"resources", "what the agents use, against what their manifests ask for", (*stage).resources},
 		{"rolling", "the agent is replaced, deleted, and loses its node", (*stage).rolling},
+		{"no-surge", "the overlay for nodes without room for a second agent", (*stage).noSurge},
 		{"taint", "nodes that register with the startup taint, and what else the right to patch nodes is good for", (*stage).taint},
 		{"outage", "the API server is away", (*stage).outage},
 		{"overlays", "the other overlays, each applied and served from", (*stage).overlays},
-		{"impersonation", "the same authority, with policies/impersonated-tokens", (*stage).impersonatedAuthority},
+		{"moved", "agents in another namespace than their policies know", (*stage).moved},
+		{"node-authority", "the same authority, with policies/node-tokens", (*stage).nodeAuthority},
 	}
 }
 

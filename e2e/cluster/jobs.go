@@ -23,7 +23,7 @@ const (
 // jobs runs Jobs whose only instruction is to ask, while STS is slow.
 func (s *stage) jobs(ctx context.Context) error {
 	for _, latency := range []time.Duration{400 * time.Millisecond, 1500 * time.Millisecond} {
-		if err := s.jobsWith(ctx, latency); err != nil {
+		if err := s.jobsWith(ctx, "jobs", latency); err != nil {
 			return err
 		}
 	}
@@ -37,11 +37,11 @@ type jobOutcome struct {
 	problem       error
 }
 
-func (s *stage) jobsWith(ctx context.Context, latency time.Duration) error {
-	// Fresh ServiceAccounts, which no node has a session for.
+// jobsWith runs Jobs of fresh ServiceAccounts, which no node has a session for, and whose names begin with prefix.
+func (s *stage) jobsWith(ctx context.Context, prefix string, latency time.Duration) error {
 	accounts := make([]string, jobAccounts)
 	for i := range accounts {
-		accounts[i] = fmt.Sprintf("jobs-%dms-%d", latency.Milliseconds(), i)
+		accounts[i] = fmt.Sprintf("%s-%dms-%d", prefix, latency.Milliseconds(), i)
 	}
 	if err := s.addRole(ctx, accounts...); err != nil {
 		return err

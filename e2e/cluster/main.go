@@ -14,6 +14,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"path"
 	"path/filepath"
 	"runtime"
 	"syscall"
@@ -89,8 +90,11 @@ func outside(ctx context.Context, s settings, w io.Writer) (err error) {
 	return sandbox.Run(ctx, os.Args[1:]...)
 }
 
-// complete fills in what depends on where the program stands.
+// complete checks what can be wrong, and fills in what depends on where the program stands.
 func (s *settings) complete() error {
+	if _, err := path.Match(s.only, ""); err != nil {
+		return fmt.Errorf("read -only=%s: %w", s.only, err)
+	}
 	if s.logs == "" {
 		self, err := os.Executable()
 		if err != nil {

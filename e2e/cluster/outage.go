@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strings"
+	"strconv"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -79,10 +79,8 @@ func (s *stage) keys(ctx context.Context, pods []*corev1.Pod) (map[string][]stri
 
 // endure waits for as long as the API server is to be away, and holds that no request failed and that sessions changed.
 func (s *stage) endure(ctx context.Context, pods []*corev1.Pod, before map[string][]string) (string, error) {
-	select {
-	case <-time.After(stopped):
-	case <-ctx.Done():
-		return "", ctx.Err()
+	if err := pause(ctx, stopped); err != nil {
+		return "", err
 	}
 	said, err := s.sinceStart(ctx, pods)
 	if err != nil {
@@ -109,21 +107,21 @@ func (s *stage) endure(ctx context.Context, pods []*corev1.Pod, before map[strin
 // the one before had decided.
 func (s *stage) restartAgent(ctx context.Context, pod *corev1.Pod) (string, error) {
 	n := s.kube.Nodes[0]
-	old, err := n.Machine.Command(ctx, "pgrep", "--exact", "podrole").Output()
+	old, err := agentPID(ctx, n)
 	if err != nil {
-		return "", fmt.Errorf("find the agent's process: %w", err)
+		return "", err
 	}
 	began := time.Now()
 	// The machine's own process IDs: nothing else is seen in it.
-	if err := n.Machine.Command(ctx, "kill", "-KILL", strings.TrimSpace(string(old))).Run(); err != nil {
+	if err := n.Machine.Command(ctx, "kill", "-KILL", strconv.Itoa(old)).Run(); err != nil {
 		return "", fmt.Errorf("kill the agent: %w", err)
 	}
 	if err := s.leaksSince(s.before); err != nil {
 		return "", err
 	}
 	err = eventually(ctx, time.Minute, func(ctx context.Context) error {
-		now, err := n.Machine.Command(ctx, "pgrep", "--exact", "podrole").Output()
-		if err != nil || string(now) == string(old) {
+		now, err := agentPID(ctx, n)
+		if err != nil || now == old {
 			return errors.New("the agent has not started again")
 		}
 		o, err := s.credentials(ctx, pod)

@@ -12,6 +12,9 @@ import (
 
 // overlays applies the other overlays one after the other, over whichever was there, and serves pods from each.
 func (s *stage) overlays(ctx context.Context) error {
+	if err := s.drop(ctx, "podrole-tokens", "podrole-startup-taint"); err != nil {
+		return err
+	}
 	return errors.Join(s.assumeRole(ctx), s.vanilla(ctx), s.webhookSkip(ctx))
 }
 

@@ -11,6 +11,9 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
+// roleKey is the annotation of ServiceAccounts that names their role.
+const roleKey = "podrole.io/role-arn"
+
 // policies writes annotations, good and bad, and holds that the bad ones are refused with a remedy.
 func (s *stage) policies(ctx context.Context) error {
 	if err := s.addAccount(ctx, shop, "edited", nil); err != nil {
@@ -19,8 +22,7 @@ func (s *stage) policies(ctx context.Context) error {
 	if err := s.addNamespace(ctx, "edited", nil, nil); err != nil {
 		return err
 	}
-	const roleKey, irsaKey, durationKey = "podrole.io/role-arn", "eks.amazonaws.com/role-arn", "podrole.io/session-duration"
-	const externalKey = "iam.amazonaws.com/external-id"
+	const durationKey, externalKey = "podrole.io/session-duration", "iam.amazonaws.com/external-id"
 	const globsKey, regexpKey = "iam.amazonaws.com/allowed-roles", "iam.amazonaws.com/permitted"
 	good := map[string][]string{
 		roleKey:     {roleARN("orders"), "arn:aws-cn:iam::111122223333:role/team/a+b=c@d", "orders", "/team/orders", ""},
@@ -90,8 +92,17 @@ func (s *stage) annotate(ctx context.Context, key, value string) error {
 	return err
 }
 
-// editOld lets a bad annotation in, by taking the policy's binding away for a moment, and changes something else.
+// editOld lets a bad annotation in and then changes something else.
 func (s *stage) editOld(ctx context.Context) error {
+	err := s.letIn(ctx, func(ctx context.Context) error { return s.annotate(ctx, roleKey, "two words") })
+	if err != nil {
+		return err
+	}
+	return s.annotate(ctx, "example.com/other", "changed")
+}
+
+// letIn writes what the policy of ServiceAccounts' annotations refuses, by taking its binding away for a moment.
+func (s *stage) letIn(ctx context.Context, write func(context.Context) error) error {
 	const name = "podrole-serviceaccount-annotations"
 	bindings := s.kube.Admin.AdmissionregistrationV1().ValidatingAdmissionPolicyBindings()
 	binding, err := bindings.Get(ctx, name, metav1.GetOptions{})
@@ -101,24 +112,20 @@ func (s *stage) editOld(ctx context.Context) error {
 	if err := bindings.Delete(ctx, name, metav1.DeleteOptions{}); err != nil {
 		return err
 	}
-	err = eventually(ctx, patience, func(ctx context.Context) error { return s.annotate(ctx, "podrole.io/role-arn", "two words") })
-	if err != nil {
+	if err := eventually(ctx, patience, write); err != nil {
 		return fmt.Errorf("without the policy: %w", err)
 	}
 	binding.ObjectMeta = metav1.ObjectMeta{Name: name, Labels: binding.Labels, Annotations: binding.Annotations}
 	if _, err := bindings.Create(ctx, binding, metav1.CreateOptions{}); err != nil {
 		return err
 	}
-	tries := 0
-	err = eventually(ctx, patience, func(ctx context.Context) error {
-		tries++ // what is the same as before is not looked at
-		if err := s.annotate(ctx, "podrole.io/role-arn", fmt.Sprintf("try number %d", tries)); !apierrors.IsInvalid(err) {
+	return eventually(ctx, patience, func(ctx context.Context) error {
+		_, err := s.kube.Admin.CoreV1().ServiceAccounts(shop).Patch(ctx, "default", types.MergePatchType,
+			[]byte(`{"metadata":{"annotations":{"podrole.io/role-arn":"two words"}}}`),
+			metav1.PatchOptions{DryRun: []string{metav1.DryRunAll}})
+		if !apierrors.IsInvalid(err) {
 			return fmt.Errorf("the policy is not back: %w", err)
 		}
 		return nil
 	})
-	if err != nil {
-		return err
-	}
-	return s.annotate(ctx, "example.com/other", "changed")
 }

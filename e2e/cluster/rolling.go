@@ -30,32 +30,21 @@ func (s *stage) rolling(ctx context.Context) (err error) {
 		}
 	}
 	leaks := len(s.aws.leaks())
-	pods, err := s.askingPods(ctx)
+	pods, err := s.askingPods(ctx, every)
 	if err != nil {
 		return err
 	}
-	surges, err := s.surges(ctx)
-	if err != nil {
-		return err
-	}
-	name := "rolling update to a new image tag under load: no failed request"
-	if !surges {
-		name = "rolling update to a new image tag under load, agent by agent (without maxSurge)"
-	}
-	s.check(name, func() (string, error) {
+	s.check("rolling update to a new image tag under load: no failed request", func() (string, error) {
 		if err := s.update(ctx, nextImage); err != nil {
 			return "", err
 		}
 		said, err := s.sinceStart(ctx, pods)
-		if !surges {
-			err = nil // what the manifests do not promise
-		}
 		return said, errors.Join(err, s.leaksSince(leaks))
 	})
 	if err := s.remove(ctx, pods...); err != nil {
 		return err
 	}
-	if pods, err = s.askingPods(ctx); err != nil {
+	if pods, err = s.askingPods(ctx, every); err != nil {
 		return err
 	}
 	s.check("agent pods deleted under load: refused until the next agents serve, and nothing leaks", func() (string, error) {
@@ -70,8 +59,8 @@ func (s *stage) rolling(ctx context.Context) (err error) {
 				return "", fmt.Errorf("pod %s: %w", p.Name, err)
 			}
 		}
-		said, _ := s.sinceStart(ctx, pods)
-		return said, s.leaksSince(leaks)
+		found, err := s.sumUp(ctx, pods)
+		return found.String(), errors.Join(err, s.leaksSince(leaks))
 	})
 	if err := s.remove(ctx, pods...); err != nil {
 		return err
@@ -83,22 +72,12 @@ func (s *stage) rolling(ctx context.Context) (err error) {
 	return nil
 }
 
-// surges reports whether the DaemonSet starts the next agent beside the one before, which can then be taken over from.
-func (s *stage) surges(ctx context.Context) (bool, error) {
-	daemons, err := s.kube.Admin.AppsV1().DaemonSets(agentNamespace).Get(ctx, agentName, metav1.GetOptions{})
-	if err != nil {
-		return false, err
-	}
-	rolling := daemons.Spec.UpdateStrategy.RollingUpdate
-	return rolling != nil && rolling.MaxSurge != nil && rolling.MaxSurge.String() != "0", nil
-}
-
-// askingPods creates two pods on each node that ask all the time, and returns when all get their credentials.
-func (s *stage) askingPods(ctx context.Context) (pods []*corev1.Pod, err error) {
+// askingPods creates two pods on each node that ask every interval, and returns when all get their credentials.
+func (s *stage) askingPods(ctx context.Context, interval time.Duration) (pods []*corev1.Pod, err error) {
 	for _, n := range s.kube.Nodes {
 		for _, role := range []string{"orders", "reports"} {
 			name := fmt.Sprintf("asking-%s-%s", role, n.Name)
-			pod, err := s.podOf(ctx, shop, name, role, n.Name, every.String())
+			pod, err := s.podOf(ctx, shop, name, role, n.Name, interval.String())
 			if err != nil {
 				return nil, err
 			}
@@ -122,35 +101,49 @@ func (s *stage) update(ctx context.Context, image string) error {
 
 // sinceStart waits a moment and sums up what pods have found, with an error if any request failed.
 func (s *stage) sinceStart(ctx context.Context, pods []*corev1.Pod) (string, error) {
-	select {
-	case <-time.After(settle):
-	case <-ctx.Done():
-		return "", ctx.Err()
+	f, err := s.sumUp(ctx, pods)
+	if err == nil && len(f.failures) > 0 {
+		example := f.failures[len(f.failures)-1]
+		err = fmt.Errorf("%s; such as %s: %s", f, example.Step, example.Error)
 	}
-	requests, failed, slowest, longest := 0, 0, time.Duration(0), time.Duration(0)
-	var example string
+	return f.String(), err
+}
+
+// findings are what pods that ask all the time have found, together.
+type findings struct {
+	requests, failed int
+	slowest          time.Duration
+	refused          time.Duration // on one pod, at most
+	failures         []ask.Outcome // of each pod the first hundred
+}
+
+func (f findings) String() string {
+	said := fmt.Sprintf("%d requests, %d failed, slowest %s", f.requests, f.failed, f.slowest.Round(time.Millisecond))
+	if f.failed > 0 {
+		said += fmt.Sprintf(", refused for %s on one pod at most", f.refused.Round(10*time.Millisecond))
+	}
+	return said
+}
+
+// sumUp waits a moment and sums up what pods have found, with an error if any of them got another's role.
+func (s *stage) sumUp(ctx context.Context, pods []*corev1.Pod) (f findings, err error) {
+	if err := pause(ctx, settle); err != nil {
+		return f, err
+	}
 	for _, p := range pods {
 		l, err := s.load(ctx, p)
 		if err != nil {
-			return "", err
+			return f, err
 		}
-		requests, failed, slowest = requests+l.Requests, failed+l.Failed, max(slowest, l.Slowest)
-		longest = max(longest, outage(l.Failures))
-		for _, f := range l.Failures {
-			example = fmt.Sprintf("; such as %s: %s", f.Step, f.Error)
-		}
+		f.requests, f.failed, f.slowest = f.requests+l.Requests, f.failed+l.Failed, max(f.slowest, l.Slowest)
+		f.refused, f.failures = max(f.refused, outage(l.Failures)), append(f.failures, l.Failures...)
 		for _, key := range l.Keys {
 			if session, err := s.aws.minted(key); err != nil || session.RoleARN != roleARN(p.Spec.ServiceAccountName) {
-				return "", fmt.Errorf("WRONG ROLE: pod %s got %s of %s (%w)", p.Name, key, session.RoleARN, err)
+				return f, fmt.Errorf("WRONG ROLE: pod %s got %s of %s (%w)", p.Name, key, session.RoleARN, err)
 			}
 		}
 	}
-	said := fmt.Sprintf("%d requests, %d failed, slowest %s", requests, failed, slowest.Round(time.Millisecond))
-	if failed == 0 {
-		return said, nil
-	}
-	said += fmt.Sprintf(", refused for %s on one pod at most", longest.Round(10*time.Millisecond))
-	return said, errors.New(said + example)
+	return f, nil
 }
 
 // outage is the time from the first failure to the last. The first hundred of a pod's are known.

@@ -279,6 +279,16 @@ func eventually(ctx context.Context, within time.Duration, try func(context.Cont
 	}
 }
 
+// pause waits, unless ctx ends before.
+func pause(ctx context.Context, d time.Duration) error {
+	select {
+	case <-time.After(d):
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
 // all calls work for 0 to n-1 at once, and returns their errors.
 func all(n int, work func(i int) error) error {
 	errs := make([]error, n)

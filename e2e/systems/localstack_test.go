@@ -28,7 +28,7 @@ const (
 // TestLocalStack: a cluster that is nowhere near EC2 and has an AWS of its own. The agent's credentials are an access key,
 // which it finds as any SDK does.
 func TestLocalStack(t *testing.T) {
-	s := newStage(t)
+	s := newStageOf(t, testbed.NoTokens("../../manifests"))
 	endpoint := "http://" + s.serveOutside(t, localPort, &http.Server{Handler: s.bed.AWS.Endpoint("")}).String()
 	user := s.giveAccessKey(t)
 	must(t, s.bed.AWS.PutBucket(localAccount, "local-bucket"))

@@ -40,8 +40,14 @@ type stage struct {
 	home    string // of all programs in pods: empty
 }
 
-// newStage builds a stage for one test, with nothing in it but the Namespace.
+// newStage builds a stage for one test, with nothing in it but the Namespace. Its agent may request tokens.
 func newStage(t *testing.T) *stage {
+	t.Helper()
+	return newStageOf(t, testbed.DirectTokens("../../manifests"))
+}
+
+// newStageOf is newStage with another authority of the agent.
+func newStageOf(t *testing.T, authority testbed.Authority) *stage {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("network namespaces need root: run the tests as root, for example with sudo make test")
@@ -58,7 +64,7 @@ func newStage(t *testing.T) *stage {
 	})
 	s.home = filepath.Join(s.bed.Box.Dir, "home")
 	must(t, os.Mkdir(s.home, 0o700))
-	s.cluster, err = s.bed.NewCluster(t.Context(), testbed.ClusterConfig{RBAC: "../../manifests/base/rbac.yaml"})
+	s.cluster, err = s.bed.NewCluster(t.Context(), testbed.ClusterConfig{Authority: authority})
 	must(t, err)
 	must(t, s.cluster.AddNamespace(namespace))
 	return s

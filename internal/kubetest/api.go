@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	authenticationv1 "k8s.io/api/authentication/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -27,8 +28,13 @@ type Config struct {
 	User string
 	// BearerToken is the only credential that is accepted. Required.
 	BearerToken string
+	// Node, Pod and PodUID are the pod that BearerToken is bound to, and the node that pod is on: all or none of them. The
+	// pod need not be among the objects.
+	Node, Pod, PodUID string
 	// RBAC says what User may do. Required.
 	RBAC *RBAC
+	// Policies are asked about what User writes. Optional.
+	Policies *Policies
 	// Signer signs what TokenRequest grants. Required.
 	Signer Signer
 	// NoStreamingLists refuses watches with sendInitialEvents, as an API server does whose feature gate WatchList is off:
@@ -43,15 +49,19 @@ type Config struct {
 
 // API is the stand-in. All methods are safe for concurrent use.
 type API struct {
-	cfg   Config
-	store *store
-	calls calls
+	cfg      Config
+	identity authenticationv1.UserInfo // of who presents the bearer token
+	store    *store
+	calls    calls
 }
 
 // New returns an API without objects.
 func New(cfg Config) (*API, error) {
 	if cfg.User == "" || cfg.BearerToken == "" || cfg.RBAC == nil || cfg.Signer == nil {
 		return nil, errors.New("new API: User, BearerToken, RBAC and Signer are required")
+	}
+	if (cfg.Node == "") != (cfg.Pod == "") || (cfg.Pod == "") != (cfg.PodUID == "") {
+		return nil, errors.New("new API: of Node, Pod and PodUID, either all are given or none")
 	}
 	if cfg.History < 0 || cfg.BookmarkEvery < 0 {
 		return nil, errors.New("new API: negative History or BookmarkEvery")
@@ -62,10 +72,11 @@ func New(cfg Config) (*API, error) {
 	if cfg.BookmarkEvery == 0 {
 		cfg.BookmarkEvery = time.Minute
 	}
-	return &API{cfg: cfg, store: newStore(cfg.History)}, nil
+	return &API{cfg: cfg, identity: newIdentity(cfg), store: newStore(cfg.History)}, nil
 }
 
-// ServeHTTP implements http.Handler: authentication, authorization, content negotiation, then the resource.
+// ServeHTTP implements http.Handler: authentication, impersonation, authorization, content negotiation, then the resource,
+// with admission where it writes.
 func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	x := &exchange{api: a, r: r, w: w, target: parseTarget(r)}
 	if err := x.serve(); err != nil {
@@ -79,7 +90,10 @@ type exchange struct {
 	r      *http.Request
 	w      http.ResponseWriter
 	target target
+	user   authenticationv1.UserInfo // who asks, or is impersonated
 
+	asNode    bool // the user is the client's own node, impersonated
+	dryRun    bool // nothing is to change
 	metadata  bool // the answer is to be PartialObjectMetadata
 	streaming bool // the watch begins with what there is
 }
@@ -93,19 +107,41 @@ func (x *exchange) serve() error {
 	if !strings.EqualFold(scheme, "Bearer") || subtle.ConstantTimeCompare([]byte(token), []byte(x.api.cfg.BearerToken)) != 1 {
 		return apierrors.NewUnauthorized("Unauthorized")
 	}
+	x.user = x.api.whoami()
+	if err := x.impersonate(); err != nil {
+		return err
+	}
 	if err := x.authorize(); err != nil {
 		return err
 	}
+	return x.route()
+}
+
+// route answers what may be asked.
+func (x *exchange) route() error {
+	if v := x.target.verb; v != "get" && v != "list" && v != "watch" {
+		if err := x.readDryRun(); err != nil {
+			return err
+		}
+	}
 	k, known := kinds()[x.target.resource]
 	switch t := x.target; {
-	case t.isCore && t.resource == eventsResource && t.subresource == "" && t.verb == "create":
+	case t.is(authenticationGroup, "selfsubjectreviews", "create"):
+		return x.reviewSelf()
+	case t.is(authorizationGroup, "selfsubjectaccessreviews", "create"):
+		return x.reviewAccess()
+	case t.is("", eventsResource, "create"):
 		return x.createEvent()
-	case t.isCore && t.resource == eventsResource && t.subresource == "" && t.verb == "patch":
+	case t.is("", eventsResource, "patch"):
 		return x.patchEvent()
 	case !t.isCore || !known:
 		return apierrors.NewNotFound(schema.GroupResource{Group: t.group, Resource: t.resource}, t.name)
-	case t.resource == "serviceaccounts" && t.subresource == "token" && t.verb == "create":
+	case t.is("", "serviceaccounts/token", "create"):
 		return x.createToken()
+	case t.is("", "nodes", "patch"):
+		return x.patchNode()
+	case t.subresource == "" && t.verb == "get":
+		return x.get(k)
 	case t.subresource == "" && (t.verb == "list" || t.verb == "watch"):
 		return x.read(k)
 	default:
@@ -113,15 +149,21 @@ func (x *exchange) serve() error {
 	}
 }
 
-// authorize is the API server's RBAC authorizer. It grants nothing by default: system:authenticated's right to discovery,
-// which a real cluster gives, is not needed.
-func (x *exchange) authorize() error {
-	t := x.target
-	if x.api.cfg.RBAC.allows(x.api.cfg.User, t) {
-		return nil
+// get answers with one object.
+func (x *exchange) get(k kind) error {
+	var err error
+	if x.metadata, err = negotiate(x.r.Header.Values("Accept"), "PartialObjectMetadata"); err != nil {
+		return err
 	}
-	return apierrors.NewForbidden(schema.GroupResource{Group: t.group, Resource: t.fullResource()}, t.name,
-		errors.New(x.api.cfg.User+" may not "+t.verb+" it: no rule of "+x.api.cfg.RBAC.source+" allows it"))
+	namespace := x.target.namespace
+	if !k.namespaced { // a Namespace is in itself to the authorizer alone
+		namespace = ""
+	}
+	o, ok := x.api.store.get(k.resource, namespace, x.target.name)
+	if !ok {
+		return apierrors.NewNotFound(schema.GroupResource{Resource: k.resource}, x.target.name)
+	}
+	return x.answer(http.StatusOK, x.present(o))
 }
 
 // read answers list and watch.

@@ -101,6 +101,22 @@ func TestReadRBACRefusesWhatItDoesNotModel(t *testing.T) {
 	}
 }
 
+func TestReadRBACOfSeveralFiles(t *testing.T) {
+	const base = manifests + "base/rbac.yaml"
+	if _, err := kubetest.ReadRBAC(base, base); err == nil || !strings.Contains(err.Error(), "patches are not modelled") {
+		t.Errorf("the same twice: got %v", err)
+	}
+	if _, err := kubetest.ReadRBAC(); err == nil {
+		t.Error("want an error without files")
+	}
+	rbac, err := kubetest.ReadRBAC(base)
+	check(t, err)
+	f := newFixture(t, func(c *kubetest.Config) { c.RBAC = rbac })
+	f.put(t, account("orders", nil))
+	expect(t, requestToken(t, f.client, "shop", "orders", tokenSpec{}), http.StatusForbidden,
+		`serviceaccounts "orders" is forbidden: User "`+user+`" cannot create resource "serviceaccounts/token" in API group "" in the namespace "shop"`)
+}
+
 func TestContentNegotiation(t *testing.T) {
 	f := newFixture(t, nil)
 	f.put(t, account("orders", map[string]string{"k": "v"}))

@@ -5,7 +5,11 @@ import (
 	"net/http"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/validation"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/util/validation/field"
 	"k8s.io/client-go/kubernetes/scheme"
 )
 
@@ -19,6 +23,16 @@ func (x *exchange) readBody() ([]byte, error) {
 		return nil, apierrors.NewRequestEntityTooLargeError(err.Error())
 	}
 	return body, nil
+}
+
+// readDryRun reads whether the request is to change nothing. Of the options of a write, this one is modelled.
+func (x *exchange) readDryRun() error {
+	of := x.r.URL.Query()["dryRun"]
+	if errs := validation.ValidateDryRun(field.NewPath("dryRun"), of); len(errs) > 0 {
+		return apierrors.NewInvalid(schema.GroupKind{Group: metav1.GroupName, Kind: "Options"}, "", errs)
+	}
+	x.dryRun = len(of) > 0
+	return nil
 }
 
 // decodeBody returns the object in the body, JSON or protobuf.

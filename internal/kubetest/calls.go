@@ -11,6 +11,8 @@ type Request struct {
 	FieldSelector   string
 	Metadata        bool // asked for PartialObjectMetadata instead of whole objects
 	Streaming       bool // a watch that began with what there was, instead of a list before it
+	AsNode          bool // made by impersonating the own node
+	DryRun          bool
 	Status          int
 }
 
@@ -46,6 +48,7 @@ func (a *API) Count(match func(Request) bool) int {
 func (x *exchange) request(status int) Request {
 	return Request{
 		Verb: x.target.verb, Resource: x.target.fullResource(), Namespace: x.target.namespace, Name: x.target.name,
-		FieldSelector: x.r.URL.Query().Get("fieldSelector"), Metadata: x.metadata, Streaming: x.streaming, Status: status,
+		FieldSelector: x.r.URL.Query().Get("fieldSelector"), Metadata: x.metadata, Streaming: x.streaming,
+		AsNode: x.asNode, DryRun: x.dryRun, Status: status,
 	}
 }

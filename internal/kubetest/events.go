@@ -1,8 +1,8 @@
 package kubetest
 
 import (
+	"cmp"
 	"encoding/json"
-	"fmt"
 	"mime"
 	"net/http"
 	"slices"
@@ -32,18 +32,14 @@ func (a *API) Events() []*corev1.Event {
 	return list
 }
 
-// createEvent writes a new Event.
+// createEvent writes a new Event. Dry runs are not modelled of Events.
 func (x *exchange) createEvent() error {
-	if _, err := negotiate(x.r.Header.Values("Accept"), ""); err != nil {
-		return err
-	}
-	decoded, err := x.decodeBody()
+	in, err := decode[*corev1.Event](x)
 	if err != nil {
 		return err
 	}
-	in, ok := decoded.(*corev1.Event)
-	if !ok {
-		return apierrors.NewBadRequest(fmt.Sprintf("want an Event, got %T", decoded))
+	if x.dryRun {
+		return apierrors.NewBadRequest("dry runs are not modelled of Events")
 	}
 	if in.Namespace == "" {
 		in.Namespace = x.target.namespace
@@ -68,6 +64,9 @@ func (x *exchange) patchEvent() error {
 	if form, _, _ := mime.ParseMediaType(x.r.Header.Get("Content-Type")); form != string(types.StrategicMergePatchType) {
 		return apierrors.NewGenericServerResponse(http.StatusUnsupportedMediaType, x.target.verb,
 			schema.GroupResource{Resource: eventsResource}, x.target.name, "only strategic merge patches are modelled", 0, false)
+	}
+	if x.dryRun {
+		return apierrors.NewBadRequest("dry runs are not modelled of Events")
 	}
 	patch, err := x.readBody()
 	if err != nil {
@@ -100,7 +99,9 @@ func patched(before *corev1.Event, patch []byte) (*corev1.Event, error) {
 // (https://github.com/kubernetes/kubernetes, pkg/apis/core/validation/events.go).
 func validateEvent(e *corev1.Event) error {
 	errs := validation.ValidateObjectMeta(&e.ObjectMeta, true, validation.NameIsDNSSubdomain, field.NewPath("metadata"))
-	if e.InvolvedObject.Namespace != e.Namespace {
+	// Events about what is in no namespace, such as a Node, are in namespace default.
+	of := cmp.Or(e.InvolvedObject.Namespace, metav1.NamespaceDefault)
+	if of != e.Namespace {
 		errs = append(errs, field.Invalid(field.NewPath("involvedObject", "namespace"), e.InvolvedObject.Namespace,
 			"is not the namespace of the Event"))
 	}

@@ -65,6 +65,8 @@ func TestEventBodies(t *testing.T) {
 	}{
 		"json":              {"shop", event, http.StatusCreated},
 		"another_namespace": {"other", event, http.StatusBadRequest},
+		"of_no_namespace":   {"default", `{"apiVersion":"v1","kind":"Event","metadata":{"name":"a"}}`, http.StatusCreated},
+		"of_none_elsewhere": {"shop", `{"apiVersion":"v1","kind":"Event","metadata":{"name":"b"}}`, http.StatusUnprocessableEntity},
 		"another_kind":      {"shop", `{"apiVersion":"v1","kind":"Pod"}`, http.StatusBadRequest},
 		"no_name":           {"shop", `{"apiVersion":"v1","kind":"Event"}`, http.StatusUnprocessableEntity},
 		"not_json":          {"shop", `{`, http.StatusBadRequest},

@@ -20,11 +20,16 @@ import (
 	"github.com/podrole/podrole/internal/kubetest"
 )
 
+// rights returns the manifests that say what an agent with the right to tokens may do.
+func rights() []string {
+	return []string{manifests + "base/rbac.yaml", manifests + "policies/direct-tokens/rbac.yaml"}
+}
+
 const (
-	manifest = "../../manifests/base/rbac.yaml"
-	user     = "system:serviceaccount:podrole:podrole"
-	bearer   = "a-bearer-token"
-	patience = 20 * time.Second
+	manifests = "../../manifests/"
+	user      = "system:serviceaccount:podrole:podrole"
+	bearer    = "a-bearer-token"
+	patience  = 20 * time.Second
 )
 
 func check(t *testing.T, err error) {
@@ -45,7 +50,7 @@ type fixture struct {
 
 func newFixture(t *testing.T, change func(*kubetest.Config)) *fixture {
 	t.Helper()
-	rbac, err := kubetest.ReadRBAC(manifest)
+	rbac, err := kubetest.ReadRBAC(rights()...)
 	check(t, err)
 	f := &fixture{}
 	f.issuer, err = awstest.NewIssuer(awstest.IssuerConfig{URL: "https://issuer.example"})
@@ -79,6 +84,8 @@ func (f *fixture) put(t *testing.T, objects ...any) {
 		case *corev1.ServiceAccount:
 			check(t, f.Put(o))
 		case *corev1.Namespace:
+			check(t, f.Put(o))
+		case *corev1.Node:
 			check(t, f.Put(o))
 		}
 	}

@@ -3,6 +3,7 @@ package kubetest
 import (
 	"fmt"
 	"maps"
+	"strconv"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -20,14 +21,15 @@ type object interface {
 
 // kind is one of the resources that are modelled.
 type kind struct {
-	resource string
-	gvk      schema.GroupVersionKind
-	fields   func(object) fields.Set // what field selectors may name
+	resource   string
+	namespaced bool
+	gvk        schema.GroupVersionKind
+	fields     func(object) fields.Set // what field selectors may name
 }
 
 func kinds() map[string]kind {
-	core := func(resource, name string, more func(object) fields.Set) kind {
-		return kind{resource, corev1.SchemeGroupVersion.WithKind(name), func(o object) fields.Set {
+	core := func(resource, name string, namespaced bool, more func(object) fields.Set) kind {
+		return kind{resource, namespaced, corev1.SchemeGroupVersion.WithKind(name), func(o object) fields.Set {
 			set := fields.Set{"metadata.name": o.GetName(), "metadata.namespace": o.GetNamespace()}
 			maps.Copy(set, more(o))
 			return set
@@ -35,7 +37,7 @@ func kinds() map[string]kind {
 	}
 	none := func(object) fields.Set { return nil }
 	return map[string]kind{
-		"pods": core("pods", "Pod", func(o object) fields.Set {
+		"pods": core("pods", "Pod", true, func(o object) fields.Set {
 			p := o.(*corev1.Pod)
 			return fields.Set{
 				"spec.nodeName":           p.Spec.NodeName,
@@ -44,8 +46,11 @@ func kinds() map[string]kind {
 				"status.podIP":            p.Status.PodIP,
 			}
 		}),
-		"serviceaccounts": core("serviceaccounts", "ServiceAccount", none),
-		"namespaces":      core("namespaces", "Namespace", none),
+		"serviceaccounts": core("serviceaccounts", "ServiceAccount", true, none),
+		"namespaces":      core("namespaces", "Namespace", false, none),
+		"nodes": core("nodes", "Node", false, func(o object) fields.Set {
+			return fields.Set{"spec.unschedulable": strconv.FormatBool(o.(*corev1.Node).Spec.Unschedulable)}
+		}),
 	}
 }
 
@@ -58,6 +63,8 @@ func kindOf(o object) (kind, error) {
 		return kinds()["serviceaccounts"], nil
 	case *corev1.Namespace:
 		return kinds()["namespaces"], nil
+	case *corev1.Node:
+		return kinds()["nodes"], nil
 	default:
 		return kind{}, fmt.Errorf("objects of type %T are not modelled", o)
 	}
@@ -71,6 +78,8 @@ func (k kind) bare(m metav1.ObjectMeta) object {
 		o = &corev1.Pod{ObjectMeta: m}
 	case "serviceaccounts":
 		o = &corev1.ServiceAccount{ObjectMeta: m}
+	case "nodes":
+		o = &corev1.Node{ObjectMeta: m}
 	default:
 		o = &corev1.Namespace{ObjectMeta: m}
 	}

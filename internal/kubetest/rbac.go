@@ -1,14 +1,13 @@
 package kubetest
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
-	"os"
 	"slices"
+	"strings"
 
+	authenticationv1 "k8s.io/api/authentication/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/yaml"
 )
 
@@ -19,28 +18,19 @@ type RBAC struct {
 	bindings []rbacv1.ClusterRoleBinding
 }
 
-// ReadRBAC reads ClusterRoles and ClusterRoleBindings from a manifest. ServiceAccounts in it are passed over; any other
-// kind is an error, for leaving it out might change what is allowed.
-func ReadRBAC(file string) (*RBAC, error) {
-	text, err := os.ReadFile(file)
-	if err != nil {
-		return nil, fmt.Errorf("read RBAC manifest: %w", err)
-	}
-	r := &RBAC{source: file, roles: make(map[string][]rbacv1.PolicyRule)}
-	for i, document := range bytes.Split(text, []byte("\n---\n")) {
-		if err := r.add(document); err != nil {
-			return nil, fmt.Errorf("read RBAC manifest %s: document %d: %w", file, i+1, err)
-		}
+// ReadRBAC reads ClusterRoles and ClusterRoleBindings from manifests. ServiceAccounts in them are passed over; any other
+// kind is an error, for leaving it out might change what is allowed. So is a ClusterRole that is there twice: patches are
+// not modelled.
+func ReadRBAC(files ...string) (*RBAC, error) {
+	r := &RBAC{source: strings.Join(files, ", "), roles: make(map[string][]rbacv1.PolicyRule)}
+	if err := readManifests(files, r.add); err != nil {
+		return nil, err
 	}
 	return r, nil
 }
 
-func (r *RBAC) add(document []byte) error {
-	var meta metav1.TypeMeta
-	if err := yaml.Unmarshal(document, &meta); err != nil {
-		return err
-	}
-	switch meta.Kind {
+func (r *RBAC) add(kind string, document []byte) error {
+	switch kind {
 	case "ServiceAccount":
 	case "ClusterRole":
 		var role rbacv1.ClusterRole
@@ -50,6 +40,9 @@ func (r *RBAC) add(document []byte) error {
 		if role.AggregationRule != nil {
 			return errors.New("aggregated ClusterRoles are not modelled")
 		}
+		if _, twice := r.roles[role.Name]; twice {
+			return fmt.Errorf("there is a ClusterRole %q already, and patches are not modelled", role.Name)
+		}
 		r.roles[role.Name] = role.Rules
 	case "ClusterRoleBinding":
 		var binding rbacv1.ClusterRoleBinding
@@ -58,19 +51,20 @@ func (r *RBAC) add(document []byte) error {
 		}
 		r.bindings = append(r.bindings, binding)
 	default:
-		return fmt.Errorf("kind %q is not modelled", meta.Kind)
+		return fmt.Errorf("kind %q is not modelled", kind)
 	}
 	return nil
 }
 
-// allows reports whether a rule of a role that user is bound to covers t. Rights to paths that are no resources are not
+// allows reports whether a rule of a role that the user is bound to covers t. Rights to paths that are no resources are not
 // modelled, and so nobody has them.
-func (r *RBAC) allows(user string, t target) bool {
+func (r *RBAC) allows(user authenticationv1.UserInfo, t target) bool {
 	if t.resource == "" {
 		return false
 	}
 	for _, b := range r.bindings {
-		if b.RoleRef.Kind != "ClusterRole" || !slices.ContainsFunc(b.Subjects, func(s rbacv1.Subject) bool { return isUser(s, user) }) {
+		is := func(s rbacv1.Subject) bool { return isUser(s, user) }
+		if b.RoleRef.Kind != "ClusterRole" || !slices.ContainsFunc(b.Subjects, is) {
 			continue
 		}
 		if slices.ContainsFunc(r.roles[b.RoleRef.Name], func(p rbacv1.PolicyRule) bool { return covers(p, t) }) {
@@ -80,19 +74,22 @@ func (r *RBAC) allows(user string, t target) bool {
 	return false
 }
 
-// isUser reports whether the subject is the user. Groups are not modelled, and so nobody is in one.
-func isUser(s rbacv1.Subject, user string) bool {
+// isUser reports whether the subject is the user, or a group that the user is in.
+func isUser(s rbacv1.Subject, user authenticationv1.UserInfo) bool {
 	switch s.Kind {
 	case rbacv1.ServiceAccountKind:
-		return user == "system:serviceaccount:"+s.Namespace+":"+s.Name
+		return user.Username == serviceAccountUser+s.Namespace+":"+s.Name
 	case rbacv1.UserKind:
-		return user == s.Name
+		return user.Username == s.Name
+	case rbacv1.GroupKind:
+		return slices.Contains(user.Groups, s.Name)
 	default:
 		return false
 	}
 }
 
-// covers follows https://kubernetes.io/docs/reference/access-authn-authz/rbac/.
+// covers follows https://kubernetes.io/docs/reference/access-authn-authz/rbac/. That * covers everything is a matter of
+// the rule: a question about * is about that very word.
 func covers(p rbacv1.PolicyRule, t target) bool {
 	has := func(list []string, values ...string) bool {
 		return slices.ContainsFunc(values, func(v string) bool { return slices.Contains(list, v) })

@@ -49,17 +49,17 @@ func newStore(limit int) *store {
 	}
 }
 
-// Put creates an object or replaces it: a *corev1.Pod, *corev1.ServiceAccount or *corev1.Namespace, of which a copy is
-// kept. Without a UID it keeps the one it has, or gets a new one; with another one it is another object, and the old one
-// is deleted first. Resource versions are set here. Nothing but name and namespace is validated: tests may put what an
-// API server would not accept.
+// Put creates an object or replaces it: a *corev1.Pod, *corev1.ServiceAccount, *corev1.Namespace or *corev1.Node, of which
+// a copy is kept. Without a UID it keeps the one it has, or gets a new one; with another one it is another object, and the
+// old one is deleted first. Resource versions are set here. Nothing but name and namespace is validated, and no policy is
+// asked: tests may put what an API server would not accept.
 func (a *API) Put(o object) error {
 	k, err := kindOf(o)
 	if err != nil {
 		return fmt.Errorf("put object: %w", err)
 	}
-	if o.GetName() == "" || (o.GetNamespace() == "") != (k.resource == "namespaces") {
-		return fmt.Errorf("put %s %s/%s: want a name, and a namespace unless it is one", k.gvk.Kind, o.GetNamespace(), o.GetName())
+	if o.GetName() == "" || (o.GetNamespace() != "") != k.namespaced {
+		return fmt.Errorf("put %s %s/%s: want a name, and a namespace if the kind has one", k.gvk.Kind, o.GetNamespace(), o.GetName())
 	}
 	after := o.DeepCopyObject().(object)
 	after.GetObjectKind().SetGroupVersionKind(k.gvk)
@@ -154,6 +154,44 @@ func (s *store) get(resource, namespace, name string) (object, bool) {
 	defer s.mu.Unlock()
 	o, ok := s.objects[resource][key(namespace, name)]
 	return o, ok
+}
+
+// of returns the objects of a namespace, by name.
+func (s *store) of(resource, namespace string) []object {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var objects []object
+	for _, key := range slices.Sorted(maps.Keys(s.objects[resource])) {
+		if o := s.objects[resource][key]; o.GetNamespace() == namespace {
+			objects = append(objects, o)
+		}
+	}
+	return objects
+}
+
+// has reports whether there is such an object.
+func (s *store) has(resource string, such func(object) bool) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, o := range s.objects[resource] {
+		if such(o) {
+			return true
+		}
+	}
+	return false
+}
+
+// replace puts after, which is the store's own from then on, in the place of before, and returns false if before is not
+// what is there any more.
+func (s *store) replace(resource string, before, after object) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.objects[resource][key(before.GetNamespace(), before.GetName())] != before {
+		return false
+	}
+	s.recordLocked(resource, before, after)
+	s.stirLocked()
+	return true
 }
 
 func key(namespace, name string) string {

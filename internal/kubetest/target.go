@@ -13,10 +13,17 @@ type target struct {
 	isCore                bool // /api/v1
 	path                  string
 	verb                  string
-	group                 string
+	group, version        string
 	namespace             string
 	resource, subresource string // resource is empty for paths that name none
 	name                  string
+	fields                fields.Selector // of a list or a watch; nil: none
+}
+
+// is reports whether t is about that resource, with its subresource, by that verb. All are v1 here.
+func (t target) is(group, resource, verb string) bool {
+	return t.isCore == (group == "") && t.group == group && t.version == "v1" &&
+		t.fullResource() == resource && t.verb == verb
 }
 
 func (t target) fullResource() string {
@@ -32,10 +39,10 @@ func parseTarget(r *http.Request) target {
 	parts := strings.Split(strings.Trim(r.URL.Path, "/"), "/")
 	switch {
 	case len(parts) > 2 && parts[0] == "api" && parts[1] == "v1":
-		t.isCore = true
+		t.isCore, t.version = true, "v1"
 		parts = parts[2:]
 	case len(parts) > 3 && parts[0] == "apis":
-		t.group = parts[1]
+		t.group, t.version = parts[1], parts[2]
 		parts = parts[3:]
 	default:
 		t.verb = strings.ToLower(r.Method)
@@ -56,10 +63,12 @@ func parseTarget(r *http.Request) target {
 		t.subresource = strings.Join(parts[2:], "/")
 	}
 	t.verb = verbOf(r, t.name == "")
-	if t.name == "" && (t.verb == "list" || t.verb == "watch") {
-		// A selector that leaves one name is as good as that name to the authorizer.
+	if t.verb == "list" || t.verb == "watch" {
 		if s, err := fields.ParseSelector(r.URL.Query().Get("fieldSelector")); err == nil {
-			t.name, _ = s.RequiresExactMatch("metadata.name")
+			t.fields = s
+			if t.name == "" { // a selector that leaves one name is as good as that name to the authorizer
+				t.name, _ = s.RequiresExactMatch("metadata.name")
+			}
 		}
 	}
 	return t

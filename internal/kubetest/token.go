@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	admissionv1 "k8s.io/api/admission/v1"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -27,23 +28,36 @@ const (
 // createToken is TokenRequest: a token for a ServiceAccount, bound to a pod if that is asked for. The checks and their
 // order are those of the API server (https://github.com/kubernetes/kubernetes, pkg/registry/core/serviceaccount/storage).
 func (x *exchange) createToken() error {
-	if _, err := negotiate(x.r.Header.Values("Accept"), ""); err != nil {
-		return err
-	}
-	in, err := x.decodeTokenRequest()
+	in, err := decode[*authenticationv1.TokenRequest](x)
 	if err != nil {
 		return err
 	}
+	if in.Spec.ExpirationSeconds == nil {
+		in.Spec.ExpirationSeconds = new(int64(3600))
+	}
 	namespace, name := x.target.namespace, x.target.name
-	account, ok := x.api.store.get("serviceaccounts", namespace, name)
+	if node, ok := nodeOf(x.user); ok {
+		if err := x.restrictNode(node, in); err != nil {
+			return err
+		}
+	}
+	if err := validateTokenRequestMeta(in, namespace, name); err != nil {
+		return err
+	}
+	o, ok := x.api.store.get("serviceaccounts", namespace, name)
 	if !ok {
 		return apierrors.NewNotFound(schema.GroupResource{Resource: "serviceaccounts"}, name)
 	}
-	if err := validateTokenRequest(in, namespace, name); err != nil {
+	now := time.Now()
+	if err := prepareTokenRequest(in, o.(*corev1.ServiceAccount), now); err != nil {
+		return err
+	}
+	err = x.admit(proposal{operation: admissionv1.Create, kind: tokenRequestKind(), object: in})
+	if err != nil {
 		return err
 	}
 	claims := awstest.TokenRequest{
-		Namespace: namespace, ServiceAccount: name, ServiceAccountUID: string(account.GetUID()),
+		Namespace: namespace, ServiceAccount: name, ServiceAccountUID: string(o.GetUID()),
 		Audiences: in.Spec.Audiences, Lifetime: time.Duration(*in.Spec.ExpirationSeconds) * time.Second,
 	}
 	if ref := in.Spec.BoundObjectRef; ref != nil {
@@ -51,41 +65,28 @@ func (x *exchange) createToken() error {
 		if err != nil {
 			return err
 		}
-		// There are no Nodes here; the API server, too, writes down the name of one that it does not find.
+		// The API server, too, writes down the name of a Node that it does not find.
 		claims.Pod, claims.PodUID, claims.Node = pod.Name, string(pod.UID), pod.Spec.NodeName
+		if node, ok := x.api.store.get("nodes", "", pod.Spec.NodeName); ok {
+			claims.NodeUID = string(node.GetUID())
+		}
 	}
-	now := time.Now()
 	token, err := x.api.cfg.Signer.Token(claims)
 	if err != nil {
 		return apierrors.NewInternalError(err)
 	}
 	x.api.store.change(func(s *store) { s.tokens = append(s.tokens, token) })
-	in.SetGroupVersionKind(authenticationv1.SchemeGroupVersion.WithKind("TokenRequest"))
-	in.Name, in.Namespace, in.CreationTimestamp = name, namespace, metav1.NewTime(now)
+	in.SetGroupVersionKind(tokenRequestKind())
 	in.Status = authenticationv1.TokenRequestStatus{Token: token, ExpirationTimestamp: metav1.NewTime(now.Add(claims.Lifetime))}
 	return x.answer(http.StatusCreated, in)
 }
 
-// decodeTokenRequest reads the body and fills in defaults.
-func (x *exchange) decodeTokenRequest() (*authenticationv1.TokenRequest, error) {
-	decoded, err := x.decodeBody()
-	if err != nil {
-		return nil, err
-	}
-	in, ok := decoded.(*authenticationv1.TokenRequest)
-	if !ok {
-		return nil, apierrors.NewBadRequest(fmt.Sprintf("want a TokenRequest, got %T", decoded))
-	}
-	if in.Spec.ExpirationSeconds == nil {
-		in.Spec.ExpirationSeconds = new(int64(3600))
-	}
-	if len(in.Spec.Audiences) == 0 {
-		in.Spec.Audiences = []string{"https://kubernetes.default.svc"}
-	}
-	return in, nil
+func tokenRequestKind() schema.GroupVersionKind {
+	return authenticationv1.SchemeGroupVersion.WithKind("TokenRequest")
 }
 
-func validateTokenRequest(in *authenticationv1.TokenRequest, namespace, name string) error {
+// validateTokenRequestMeta holds what the request says of its ServiceAccount against the path.
+func validateTokenRequestMeta(in *authenticationv1.TokenRequest, namespace, name string) error {
 	var errs field.ErrorList
 	if in.Name != "" && in.Name != name {
 		errs = append(errs, field.Invalid(field.NewPath("metadata", "name"), in.Name, "is not the ServiceAccount of the path"))
@@ -93,13 +94,29 @@ func validateTokenRequest(in *authenticationv1.TokenRequest, namespace, name str
 	if in.Namespace != "" && in.Namespace != namespace {
 		errs = append(errs, field.Invalid(field.NewPath("metadata", "namespace"), in.Namespace, "is not the namespace of the path"))
 	}
-	if s := *in.Spec.ExpirationSeconds; s < minTokenSeconds || s > maxTokenSeconds {
-		errs = append(errs, field.Invalid(field.NewPath("spec", "expirationSeconds"), s, "must be 10 minutes to 2^32 seconds"))
-	}
 	if len(errs) == 0 {
 		return nil
 	}
-	return apierrors.NewInvalid(authenticationv1.SchemeGroupVersion.WithKind("TokenRequest").GroupKind(), name, errs)
+	return apierrors.NewInvalid(tokenRequestKind().GroupKind(), name, errs)
+}
+
+// prepareTokenRequest makes of a request what policies see: defaults filled in, and valid.
+func prepareTokenRequest(in *authenticationv1.TokenRequest, account *corev1.ServiceAccount, now time.Time) error {
+	if in.UID != "" && in.UID != account.UID {
+		return apierrors.NewConflict(schema.GroupResource{Group: authenticationv1.GroupName, Resource: "TokenRequest"}, account.Name,
+			errors.New("the UID in the token request is not that of the ServiceAccount"))
+	}
+	if len(in.Spec.Audiences) == 0 {
+		in.Spec.Audiences = []string{"https://kubernetes.default.svc"}
+	}
+	in.Name, in.Namespace, in.UID, in.CreationTimestamp = account.Name, account.Namespace, account.UID, metav1.NewTime(now)
+	in.Status = authenticationv1.TokenRequestStatus{}
+	if s := *in.Spec.ExpirationSeconds; s < minTokenSeconds || s > maxTokenSeconds {
+		return apierrors.NewInvalid(tokenRequestKind().GroupKind(), "", field.ErrorList{
+			field.Invalid(field.NewPath("spec", "expirationSeconds"), s, "must be 10 minutes to 2^32 seconds"),
+		})
+	}
+	return nil
 }
 
 // boundPod returns the pod that a token is to be bound to.

@@ -118,6 +118,7 @@ func TestTokenRequestBodies(t *testing.T) {
 	}{
 		"json":           {`{"apiVersion":"authentication.k8s.io/v1","kind":"TokenRequest","spec":{"audiences":["a"]}}`, 201},
 		"another_name":   {`{"apiVersion":"authentication.k8s.io/v1","kind":"TokenRequest","metadata":{"name":"x"},"spec":{}}`, 422},
+		"another_uid":    {`{"apiVersion":"authentication.k8s.io/v1","kind":"TokenRequest","metadata":{"uid":"x"},"spec":{}}`, 409},
 		"another_kind":   {`{"apiVersion":"v1","kind":"Pod"}`, 400},
 		"no_kind":        {`{}`, 400},
 		"not_json":       {`{`, 400},

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/netip"
@@ -14,25 +15,54 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/uuid"
 
 	"github.com/podrole/podrole/internal/awstest"
 	"github.com/podrole/podrole/internal/kubetest"
 	"github.com/podrole/podrole/internal/nodebox"
 )
 
+// The agent as a pod, as manifests/base has it.
 const (
-	// agentUser is the agent, as manifests/base names its ServiceAccount.
-	agentUser = "system:serviceaccount:podrole:podrole"
+	// AgentNamespace is the namespace of the agent: what it asks for on its own behalf is asked for there.
+	AgentNamespace = "podrole"
+
+	agentAccount = "podrole"
+	agentPod     = "podrole-" + NodeName
+)
+
+const (
 	// apiPort is the port of the API server outside.
 	apiPort = 6443
 )
 
 // ClusterConfig is what NewCluster needs.
 type ClusterConfig struct {
-	// RBAC is the file with the agent's rights, manifests/base/rbac.yaml as seen from the working directory. Required.
-	RBAC string
+	// Authority is what the agent may do. Required.
+	Authority Authority
 	// NoStreamingLists has clients list before they watch, as with API servers whose feature gate WatchList is off.
 	NoStreamingLists bool
+}
+
+// Authority is the manifests that say what the agent may do, as files.
+type Authority struct {
+	RBAC     []string // required
+	Policies []string // ValidatingAdmissionPolicies with their bindings; optional
+}
+
+// NoTokens is the authority of manifests/base alone, for agents with credential source assume-role. manifests is that folder
+// as seen from the working directory.
+func NoTokens(manifests string) Authority {
+	return Authority{RBAC: []string{filepath.Join(manifests, "base", "rbac.yaml")}}
+}
+
+// DirectTokens is the authority of manifests/policies/direct-tokens, the default. manifests is as for NoTokens.
+func DirectTokens(manifests string) Authority {
+	direct := filepath.Join(manifests, "policies", "direct-tokens")
+	return Authority{
+		RBAC:     append(NoTokens(manifests).RBAC, filepath.Join(direct, "rbac.yaml")),
+		Policies: []string{filepath.Join(direct, "policies.yaml")},
+	}
 }
 
 // Cluster is an API server outside of the node, in place of the Bed's folder of objects. Its methods are for one
@@ -48,17 +78,30 @@ type Cluster struct {
 	server      *http.Server
 }
 
-// NewCluster starts an API server. Agents started from then on use it, with credential source web-identity.
+// NewCluster starts an API server. Agents started from then on use it, with credential source web-identity. To it they are
+// the agent's pod on the node, which is there, and the Node, which has neither labels nor taints.
 func (b *Bed) NewCluster(ctx context.Context, cfg ClusterConfig) (*Cluster, error) {
-	rbac, err := kubetest.ReadRBAC(cfg.RBAC)
+	rbac, err := kubetest.ReadRBAC(cfg.Authority.RBAC...)
 	if err != nil {
 		return nil, err
 	}
+	var policies *kubetest.Policies
+	if files := cfg.Authority.Policies; len(files) > 0 {
+		if policies, err = kubetest.ReadPolicies(files...); err != nil {
+			return nil, err
+		}
+	}
+	agent := b.agentObject()
 	c := &Cluster{bed: b, address: netip.AddrPortFrom(b.Box.OutsideIP, apiPort), BearerToken: rand.Text()}
 	c.API, err = kubetest.New(kubetest.Config{
-		User: agentUser, BearerToken: c.BearerToken, RBAC: rbac, Signer: b.Issuer, NoStreamingLists: cfg.NoStreamingLists,
+		User: "system:serviceaccount:" + AgentNamespace + ":" + agentAccount, BearerToken: c.BearerToken,
+		Node: NodeName, Pod: agent.Name, PodUID: string(agent.UID),
+		RBAC: rbac, Policies: policies, Signer: b.Issuer, NoStreamingLists: cfg.NoStreamingLists,
 	})
 	if err != nil {
+		return nil, err
+	}
+	if err := c.addAgent(agent); err != nil {
 		return nil, err
 	}
 	var authority []byte
@@ -76,6 +119,38 @@ func (b *Bed) NewCluster(ctx context.Context, cfg ClusterConfig) (*Cluster, erro
 	// The last of two flags counts: these are behind the Bed's own.
 	b.cfg.Flags = append(b.cfg.Flags, "--kube-objects=", "--kubeconfig="+file)
 	return c, c.Start(ctx)
+}
+
+// agentObject returns the agent's pod.
+func (b *Bed) agentObject() *corev1.Pod {
+	address := b.Box.NodeIP.String()
+	return &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Namespace: AgentNamespace, Name: agentPod, UID: uuid.NewUUID()},
+		Spec: corev1.PodSpec{
+			NodeName:           NodeName,
+			ServiceAccountName: agentAccount,
+			HostNetwork:        true,
+			Containers:         []corev1.Container{{Name: "podrole", Image: "none"}},
+		},
+		Status: corev1.PodStatus{
+			Phase: corev1.PodRunning, HostIP: address, PodIP: address, PodIPs: []corev1.PodIP{{IP: address}},
+		},
+	}
+}
+
+// addAgent creates what is there of the agent before it starts. Its ServiceAccount says that it has no role.
+func (c *Cluster) addAgent(pod *corev1.Pod) error {
+	account := func(name string, annotations map[string]string) error {
+		return c.API.Put(&corev1.ServiceAccount{
+			ObjectMeta: metav1.ObjectMeta{Namespace: AgentNamespace, Name: name, Annotations: annotations},
+		})
+	}
+	return errors.Join(
+		c.API.Put(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: NodeName}}),
+		c.AddNamespace(AgentNamespace),
+		account("default", nil),
+		account(agentAccount, map[string]string{"podrole.io/role-arn": ""}),
+		c.API.Put(pod))
 }
 
 // Start brings a stopped API server back, with the objects and the history that it had.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync/atomic"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -37,7 +38,7 @@ const (
 // the namespace it runs in (root, or CAP_NET_ADMIN and CAP_NET_RAW).
 func Run(ctx context.Context, cfg config.Config, logger *slog.Logger) (err error) {
 	klog.SetSlogLogger(logger) // client-go's own messages
-	a := &agent{cfg: cfg, logger: logger}
+	a := &agent{cfg: cfg, logger: logger, verified: make(chan struct{})}
 	if err := a.telemetry(); err != nil {
 		return err
 	}
@@ -128,6 +129,8 @@ type agent struct {
 	known       metadata.Static  // of the node, by flags
 	metadata    *metadata.Store
 	health      *health
+	verified    chan struct{} // closed when the authority is
+	lacking     atomic.Bool   // it is less than told
 }
 
 // telemetry makes the metrics. They are read once the agent runs, when all parts are there.
@@ -288,7 +291,7 @@ func (a *agent) openMetadata() *metadata.Store {
 // readNode completes what pods are told by the labels of the Node: what flags say wins over them, and what the metadata
 // service says over both.
 func (a *agent) readNode(ctx context.Context) {
-	if labels := nodeLabels(ctx, a.kube.client.CoreV1().Nodes(), a.cfg.Cluster.NodeName, a.logger); labels != nil {
+	if labels := nodeLabels(ctx, a.kube.node.CoreV1().Nodes(), a.cfg.Cluster.NodeName, a.logger); labels != nil {
 		a.metadata.SetStatic(a.known.Or(metadata.FromLabels(labels)))
 	}
 }
@@ -312,8 +315,9 @@ func (a *agent) minter(own aws.Config, kept sts.TokenStore) (*sts.Minter, error)
 		return sts.New(cfg)
 	}
 	tokens, err := sts.NewTokenRequester(sts.TokenConfig{
-		Client:   a.kube.client.CoreV1(),
+		Client:   a.kube.node.CoreV1(),
 		Lifetime: a.cfg.STS.TokenLifetime,
+		Ready:    a.verified,
 		Store:    kept,
 		Logger:   a.logger,
 		Observe:  a.metrics.STSCalled,
@@ -336,6 +340,7 @@ func policyOf(cfg config.Config) *role.Policy {
 		BaseARN:           cfg.Roles.BaseRoleARN,
 		DefaultRole:       cfg.Roles.DefaultRole,
 		PodAnnotations:    cfg.Roles.PodRoleAnnotations,
+		AllowedAsRegexps:  cfg.Roles.AllowedRolesFormat == config.FormatRegexp,
 		RequirePermission: cfg.Roles.RequireNamespacePermission,
 		Duration:          cfg.Roles.SessionDuration,
 		Audiences:         cfg.STS.Audiences,
@@ -356,6 +361,7 @@ func (a *agent) run(ctx context.Context) error {
 	workers.Go(func() error { return a.sandboxes.Run(work) })
 	workers.Go(func() error { return a.cache.Run(work) })
 	workers.Go(func() error { repeat(work, time.Minute, a.assignments.expire); return nil })
+	workers.Go(func() error { return a.verifyAuthority(work) })
 	workers.Go(func() error { a.settle(work); return nil })
 	if a.state != nil {
 		workers.Go(func() error { repeat(work, time.Hour, a.rotateKeys); return nil })
@@ -370,7 +376,7 @@ func (a *agent) run(ctx context.Context) error {
 	if a.kube.client != nil {
 		workers.Go(func() error { a.readNode(work); return nil })
 	}
-	served := handler(a.metrics.Handler(), a.health.ready)
+	served := handler(a.metrics.Handler(), a.health)
 	if address := a.cfg.Observability.MetricsAddress; address != "" {
 		workers.Go(func() error { serveHTTP(work, "tcp", address, served, a.logger); return nil })
 	}
@@ -464,7 +470,7 @@ func (a *agent) warm(ctx context.Context) {
 	case <-ctx.Done():
 		return
 	}
-	if !a.decided(ctx) {
+	if !a.decided(ctx) || !a.trusted(ctx) {
 		return
 	}
 	grants := a.assignments.grants()

@@ -64,6 +64,7 @@ type decision struct {
 	notAllowed error
 	grant      role.Grant
 	denial     error
+	asked      bool // for credentials, without a role
 	// unreadable is the Denial in spite of which the Grant is kept, until the time given; else nil.
 	unreadable error
 	until      time.Time
@@ -137,6 +138,7 @@ func (a *assignments) put(next decision) {
 	if granted && !same {
 		a.cfg.sessions.Want(next.grant, w)
 	}
+	next.asked = old.asked
 	a.byUID[w.UID] = next
 	a.parked.Wake(w.UID)
 	if wasGranted && !same {
@@ -184,15 +186,17 @@ func (a *assignments) report(old, next decision, had bool) {
 		}
 		logger.Info("pod granted a role", "grant", next.grant)
 		if next.bypass != "" {
-			logger.Warn("pod's SDKs will not ask for it: its environment leads them elsewhere", "variable", next.bypass)
-			a.cfg.warn(next.pod, telemetry.EventBypassed, fmt.Sprintf("%s is set in this pod, so SDKs that know it do not ask "+
-				"podrole for credentials. If the IRSA webhook set it, rename the ServiceAccount's annotation to %s; if EKS Pod Identity "+
-				"did, delete the association. Then restart the pod.", next.bypass, a.cfg.policy.Keys.RoleARN))
+			remedy := fmt.Sprintf("%s is set in this pod, so SDKs that know it do not ask podrole for credentials. If the IRSA "+
+				"webhook set it, rename the ServiceAccount's annotation to %s; if EKS Pod Identity did, delete the association. "+
+				"Then restart the pod.", next.bypass, a.cfg.policy.Keys.RoleARN)
+			logger.Warn("pod's SDKs will not ask for it: its environment leads them elsewhere",
+				"variable", next.bypass, "remedy", remedy)
+			a.cfg.warn(next.pod, telemetry.EventBypassed, remedy)
 		}
 	case !had || old.denial == nil || old.denial.Error() != next.denial.Error():
 		reason := reasonOf(next.denial)
 		a.cfg.denied(string(reason))
-		if reason == role.NoRole { // the ordinary pod
+		if reason == role.NoRole { // the ordinary pod, as long as it does not ask
 			logger.Debug("pod has no role", "error", next.denial)
 			return
 		}
@@ -226,7 +230,24 @@ func (a *assignments) Decide(ctx context.Context, w role.Workload) (role.Grant, 
 	if err != nil {
 		return role.Grant{}, err
 	}
+	if d.denial != nil && !d.asked && reasonOf(d.denial) == role.NoRole {
+		a.tellNoRole(w.UID)
+	}
 	return d.grant, d.denial
+}
+
+// tellNoRole says, once for each pod, that one asks for credentials that has no role.
+func (a *assignments) tellNoRole(uid string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	d, ok := a.byUID[uid]
+	if !ok || d.asked || d.denial == nil {
+		return
+	}
+	d.asked = true
+	a.byUID[uid] = d
+	a.cfg.logger.Warn("pod asks for credentials and has no role", "pod", d.pod, "error", d.denial)
+	a.cfg.warn(d.pod, telemetry.EventNoRole, "This pod asks for credentials and has no role: "+d.denial.Error())
 }
 
 // MetadataAllowed implements proxy.Allowances, and parks as Decide does.

@@ -88,6 +88,25 @@ func TestDecideAnswersFromMemory(t *testing.T) {
 	}
 }
 
+// TestNoRoleIsToldToWhoAsks: a pod without a role is nothing to speak of until it asks for one, and then once.
+func TestNoRoleIsToldToWhoAsks(t *testing.T) {
+	a, l := newTestAssignments(func(string) {})
+	none := role.Facts{Workload: caller}
+	a.Known(none)
+	if len(l.events) > 0 {
+		t.Errorf("told before it asked: %v", l.events)
+	}
+	for range 2 {
+		if _, err := a.Decide(t.Context(), caller); reasonOf(err) != role.NoRole {
+			t.Errorf("got %v, want a denial", err)
+		}
+		a.Known(none)
+	}
+	if diff := cmp.Diff([]string{"PodroleNoRole for 1"}, l.events); diff != "" {
+		t.Errorf("owners told (-want +got):\n%s", diff)
+	}
+}
+
 func TestDecideParks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a, _ := newTestAssignments(func(string) {})

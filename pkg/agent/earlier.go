@@ -1,6 +1,9 @@
 package agent
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"slices"
 	"time"
@@ -42,17 +45,19 @@ func (a *assignments) outlive(old, next decision, had bool) {
 	if !kept && had && old.denial == nil && old.grant == next.grant && (old.unreadable == nil) == (next.unreadable == nil) {
 		return // nothing is new
 	}
-	a.cfg.decisions.Put(entry(next, time.Now()))
+	a.cfg.decisions.Put(a.entry(next, time.Now()))
 	delete(a.earlier, uid)
 }
 
-// recent returns the pods of which the agent before knew, no longer ago than bound, that they may use a role.
+// recent returns the pods of which the agent before knew, no longer ago than bound and by the settings of this one, that they
+// may use a role. By others they might have none, or another.
 func (a *assignments) recent(bound time.Duration) []role.Workload {
+	policy := fingerprint(a.cfg.policy)
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	var pods []role.Workload
 	for _, e := range a.earlier {
-		if time.Since(e.Decided) < bound {
+		if e.Policy == policy && time.Since(e.Decided) < bound {
 			pods = append(pods, e.Workload)
 		}
 	}
@@ -66,14 +71,22 @@ func (a *assignments) remember(earlier []state.Decision) {
 	a.earlier = a.usable(earlier)
 }
 
-// usable is the decisions by UID, without those that this agent could not make: its operator has changed the source.
+// usable is the decisions by UID, without those that this agent could not make: its operator has changed the source. What
+// was decided by settings that differ otherwise is not adopted (see recent), but is kept through an edit that cannot be read.
 func (a *assignments) usable(earlier []state.Decision) map[string]state.Decision {
 	m := make(map[string]state.Decision, len(earlier))
+	p, policy := a.cfg.policy, fingerprint(a.cfg.policy)
+	others := 0
 	for _, e := range earlier {
-		p := a.cfg.policy
+		if e.Policy != policy {
+			others++
+		}
 		if e.Grant.Source == p.Source && (p.Source != role.WebIdentity || slices.Contains(p.Audiences, e.Grant.Audience)) {
 			m[e.Workload.UID] = e
 		}
+	}
+	if others > 0 {
+		a.cfg.logger.Info("what was decided by other settings does not count, should the API server not be reached", "pods", others)
 	}
 	return m
 }
@@ -84,7 +97,7 @@ func (a *assignments) retell(at time.Time) {
 	defer a.mu.Unlock()
 	for _, d := range a.byUID {
 		if d.denial == nil && d.adoptedUntil.IsZero() {
-			a.cfg.decisions.Put(entry(d, at))
+			a.cfg.decisions.Put(a.entry(d, at))
 		}
 	}
 }
@@ -103,12 +116,26 @@ func (a *assignments) granted() (uids map[string]bool, all bool) {
 }
 
 // entry is a decision as it is kept.
-func entry(d decision, at time.Time) state.Decision {
-	e := state.Decision{Workload: d.pod, Grant: d.grant, Decided: at, Until: d.until}
+func (a *assignments) entry(d decision, at time.Time) state.Decision {
+	e := state.Decision{
+		Workload: d.pod, Grant: d.grant, Policy: fingerprint(a.cfg.policy), Decided: at, Until: d.until,
+	}
 	if denial, ok := errors.AsType[*role.Denial](d.unreadable); ok {
 		e.Unreadable = denial.Message
 	}
 	return e
+}
+
+// fingerprint is the same for policies that decide alike, whatever the node's name, which is no setting.
+func fingerprint(p *role.Policy) string {
+	settings := *p
+	settings.Node = ""
+	data, err := json.Marshal(settings)
+	if err != nil {
+		panic(err) // strings and numbers always encode
+	}
+	sum := sha256.Sum256(data)
+	return hex.EncodeToString(sum[:8])
 }
 
 // adopt has what the agent before decided of pods count, until it is older than bound or this agent has decided itself. It

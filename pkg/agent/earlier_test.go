@@ -207,6 +207,48 @@ func TestUnreadableAfterAdoption(t *testing.T) {
 	})
 }
 
+// TestSettingsChanged: what was decided by other settings is not gone by, but outlives an edit that cannot be read as before.
+func TestSettingsChanged(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for name, tt := range map[string]struct {
+			change func(*role.Policy)
+			adopt  bool
+		}{
+			"nothing":      {func(*role.Policy) {}, true},
+			"node":         {func(p *role.Policy) { p.Node = "another" }, true},
+			"default_role": {func(p *role.Policy) { p.DefaultRole = "arn:aws:iam::111122223333:role/other" }, false},
+			"base_arn":     {func(p *role.Policy) { p.BaseARN = "arn:aws:iam::444455556666:role/" }, false},
+			"key":          {func(p *role.Policy) { p.Keys.RoleARN = "example.com/role" }, false},
+			"duration":     {func(p *role.Policy) { p.Duration = 2 * time.Hour }, false},
+			"permission":   {func(p *role.Policy) { p.RequirePermission = !p.RequirePermission }, false},
+			"cluster":      {func(p *role.Policy) { p.Cluster = "another" }, false},
+			"audiences":    {func(p *role.Policy) { p.Audiences = append([]string{"first"}, p.Audiences...) }, false},
+		} {
+			b := book{}
+			a, _ := successor(b)
+			a.Known(factsWith("one"))
+			cfg, policy := a.cfg, *a.cfg.policy
+			tt.change(&policy)
+			cfg.policy, cfg.earlier = &policy, b.all()
+			a = newAssignments(cfg)
+			pods := a.recent(time.Hour)
+			if a.adopt(pods, time.Hour); a.adopted() > 0 != tt.adopt {
+				t.Errorf("%s: %v are adopted, want any: %t", name, pods, tt.adopt)
+			}
+			f := factsWith("arn:aws:iam:broken")
+			f.ServiceAccount[policy.Keys.RoleARN] = "arn:aws:iam:broken"
+			a.Known(f)
+			if got := roleOf(t, a, caller); got != "one" {
+				t.Errorf("%s: an edit that cannot be read leaves %q", name, got)
+			}
+			cfg.earlier = b.all() // decided, or kept, by this one
+			if pods := newAssignments(cfg).recent(time.Hour); len(pods) != 1 {
+				t.Errorf("%s: by the same settings, %v can be adopted", name, pods)
+			}
+		}
+	})
+}
+
 // TestGrantsOfAnotherSource: what this agent could not grant is neither adopted nor kept.
 func TestGrantsOfAnotherSource(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -22,8 +22,10 @@ type health struct {
 	logger *slog.Logger
 	report func(repaired, intact bool)  // to the metrics
 	warn   func(reason, message string) // to the node's owner
+	gone   func() bool                  // whether --state-dir was deleted; nil without one
 
 	mu        sync.Mutex // guards the following
+	dead      bool       // it was said that only a restart helps
 	installed bool
 	standby   bool             // the redirect is another agent's, which looks after it
 	halves    map[string]check // what the sweeps of the redirect's halves found
@@ -97,4 +99,21 @@ func (h *health) ready() bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.installed && h.intact()
+}
+
+// alive reports whether the agent can do its work without a restart. It cannot when --state-dir was deleted on the node: in a
+// container the deleted folder stays mounted, so that it cannot be made anew. Without it agents cannot settle whose the
+// redirect is, and rules are not repaired. A container that is restarted gets a new folder.
+func (h *health) alive() bool {
+	if h.gone == nil || !h.gone() {
+		return true
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if !h.dead {
+		h.logger.Error("--state-dir was deleted under this agent: nothing is kept for the next one, and in a container rules are " +
+			"not repaired; liveness fails until a restart")
+	}
+	h.dead = true
+	return false
 }

@@ -13,12 +13,18 @@ import (
 
 // handler serves metrics, and what probes ask. It is for operators and the kubelet. Whoever reaches the node's port can
 // read it, pods included: nothing in it is secret.
-func handler(metrics http.Handler, ready func() bool) http.Handler {
+func handler(metrics http.Handler, health *health) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", metrics)
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("ok\n")) })
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
+		if !health.alive() {
+			http.Error(w, "not alive: --state-dir was deleted while in use, and only a restart helps", http.StatusServiceUnavailable)
+			return
+		}
+		_, _ = w.Write([]byte("ok\n"))
+	})
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
-		if !ready() {
+		if !health.ready() {
 			http.Error(w, "not ready: pods are not redirected here, or not as they should be", http.StatusServiceUnavailable)
 			return
 		}

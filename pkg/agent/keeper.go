@@ -67,8 +67,8 @@ type keeper struct {
 	rules, guard half
 	every        time.Duration // between looks for which there is no occasion
 	health       *health
-	regained     func(context.Context) // the redirect has become this agent's again
-	owned        func()                // called every askEvery while the redirect is this agent's
+	regained     func() // the redirect has become this agent's again, if only after a claim that was void
+	owned        func() // called every askEvery while the redirect is this agent's
 	logger       *slog.Logger
 
 	owns atomic.Bool
@@ -92,7 +92,7 @@ func (k *keeper) run(ctx context.Context) {
 		}
 		k.health.standBy(false)
 		k.owns.Store(true)
-		k.regained(ctx)
+		k.regained()
 	}
 }
 

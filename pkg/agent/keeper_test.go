@@ -105,7 +105,7 @@ func watchOver(t *testing.T, c *turns, every time.Duration) (k *keeper, rules, g
 	k = &keeper{
 		claims: c, rules: rules.half("rules"), guard: guard.half("guard"), every: every, logger: logger,
 		health:   &health{every: every, logger: logger, report: func(bool, bool) {}, warn: func(string, string) {}},
-		regained: func(context.Context) { *regained++ },
+		regained: func() { *regained++ },
 		owned:    func() {},
 	}
 	k.health.install(true)

@@ -136,7 +136,10 @@ type redirect struct {
 	*links
 	rules   *iptables.Redirect
 	backend iptables.Backend
-	stale   *iptables.Redirect // the other backend, where an earlier agent left rules; else nil
+	stale   *iptables.Redirect // the other backend, where another agent left rules; else nil
+	// unsure says that another agent may have left some since it was looked for. It is set while nobody looks after the
+	// rules.
+	unsure bool
 }
 
 // openRedirect adds the iptables rules to links. It changes nothing yet.
@@ -159,13 +162,19 @@ func openRedirect(ctx context.Context, l *links, backend config.Backend) (*redir
 	return r, err
 }
 
-// findStale looks for rules of ours in the other backend, for the next look of the rules' half to remove.
+// findStale looks for rules of ours in the other backend, if there may be any that are not known of.
 func (r *redirect) findStale(ctx context.Context) error {
+	if !r.unsure || r.stale != nil {
+		return nil
+	}
 	found, err := iptables.Detect(ctx, iptables.Exec{}, r.backend)
-	if err != nil || found.Stale == "" {
+	if err != nil {
 		return err
 	}
-	r.stale, err = iptables.NewRedirect(iptables.Config{Backend: found.Stale, Runner: iptables.Exec{}, Logger: r.logger})
+	if found.Stale != "" {
+		r.stale, err = iptables.NewRedirect(iptables.Config{Backend: found.Stale, Runner: iptables.Exec{}, Logger: r.logger})
+	}
+	r.unsure = err != nil
 	return err
 }
 
@@ -191,6 +200,7 @@ func (r *redirect) install(ctx context.Context, claims claims, rules iptables.Ru
 	if !done {
 		return ctx.Err()
 	}
+	r.unsure = true // when it was looked for, at the start, others were still at it; the keeper's first look has the time
 	return nil
 }
 
@@ -217,9 +227,12 @@ func (r *redirect) ensureRules(ctx context.Context, rules iptables.Rules) (chang
 	if changed, err = r.rules.Ensure(ctx, rules); err != nil {
 		return changed, fmt.Errorf("redirect the metadata address: %w", err)
 	}
+	if err := r.findStale(ctx); err != nil {
+		return changed, fmt.Errorf("look for rules in the other iptables backend: %w", err)
+	}
 	if r.stale != nil {
 		if _, err := r.stale.Remove(ctx); err != nil {
-			return changed, fmt.Errorf("remove the rules an earlier agent left in the other iptables backend: %w", err)
+			return changed, fmt.Errorf("remove the rules another agent left in the other iptables backend: %w", err)
 		}
 	}
 	return changed, nil

@@ -11,6 +11,7 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 
+	"github.com/podrole/podrole/pkg/authority"
 	"github.com/podrole/podrole/pkg/config"
 	"github.com/podrole/podrole/pkg/identity"
 	"github.com/podrole/podrole/pkg/kubefiles"
@@ -19,7 +20,9 @@ import (
 // kube is where Kubernetes objects and ServiceAccount tokens come from.
 type kube struct {
 	sources identity.Sources
-	client  kubernetes.Interface            // nil where there is no API server
+	client  kubernetes.Interface            // as the agent itself; nil where there is no API server
+	node    kubernetes.Interface            // as the agent's node, with authority.Node; else the same
+	another kubernetes.Interface            // as another node, with authority.Node: what must be refused
 	pulse   *identity.Pulse                 // of the watch of pods; nil where there is no API server
 	reach   *identity.Reach                 // nil where there is no API server
 	run     func(ctx context.Context) error // follows the source itself; nil where informers do all
@@ -62,11 +65,30 @@ func openKube(cfg config.Config, logger *slog.Logger) (kube, error) {
 	if err != nil {
 		return kube{}, fmt.Errorf("make Kubernetes metadata client: %w", err)
 	}
-	k := kube{client: client, pulse: new(identity.Pulse), reach: new(identity.Reach)}
+	k := kube{client: client, node: client, pulse: new(identity.Pulse), reach: new(identity.Reach)}
+	if cfg.STS.TokenAuthority == authority.Node {
+		if k.node, err = actingAs(rc, cfg.Cluster.NodeName); err != nil {
+			return kube{}, err
+		}
+		if k.another, err = actingAs(rc, cfg.Cluster.NodeName+".another"); err != nil {
+			return kube{}, err
+		}
+	}
 	k.sources = identity.Cluster{
-		Client: client, Objects: objects, Node: cfg.Cluster.NodeName, Quiet: quiet(), Pulse: k.pulse, Reach: k.reach,
+		Client: k.node, Objects: objects, Node: cfg.Cluster.NodeName, Quiet: quiet(), Pulse: k.pulse, Reach: k.reach,
 	}.Sources()
 	return k, nil
+}
+
+// actingAs returns a client that impersonates a node.
+func actingAs(rc *rest.Config, node string) (kubernetes.Interface, error) {
+	as := rest.CopyConfig(rc)
+	as.Impersonate.UserName = "system:node:" + node
+	client, err := kubernetes.NewForConfig(as)
+	if err != nil {
+		return nil, fmt.Errorf("make Kubernetes client as %s: %w", as.Impersonate.UserName, err)
+	}
+	return client, nil
 }
 
 func restConfig(kubeconfig string) (*rest.Config, error) {

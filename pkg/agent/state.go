@@ -1,7 +1,6 @@
 package agent
 
 import (
-	"context"
 	"crypto/rand"
 	"errors"
 	"fmt"
@@ -39,7 +38,7 @@ func (a *agent) openClaims() error {
 		a.claims = claimant
 	}
 	a.keeper = &keeper{
-		claims: a.claims, every: a.cfg.Redirect.Sweep, health: a.health, owned: a.owned,
+		claims: a.claims, every: a.cfg.Redirect.Sweep, health: a.health, owned: a.follow(),
 		regained: a.regained, logger: a.logger,
 	}
 	return nil
@@ -48,27 +47,26 @@ func (a *agent) openClaims() error {
 // claimsOf is the folder of claims in --state-dir.
 func claimsOf(dir string) string { return filepath.Join(dir, "claims") }
 
-// noAgent returns an error if an agent serves this node, as far as --state-dir tells.
+// noAgent returns an error if an agent serves this node, or is about to, as far as --state-dir tells.
 func noAgent(dir string) error {
-	if _, err := os.Stat(claimsOf(dir)); dir == "" || err != nil {
-		return nil // no agent has been here, or none that says so
+	if dir == "" {
+		return nil // none that says so
 	}
-	claimant, err := owner.Open(owner.Config{Dir: claimsOf(dir)})
-	if err != nil {
+	if living, err := owner.Living(claimsOf(dir)); err != nil {
 		return fmt.Errorf("find out whether an agent runs: %w", err)
-	}
-	if others, err := claimant.Others(); err != nil {
-		return fmt.Errorf("find out whether an agent runs: %w", err)
-	} else if others {
+	} else if living {
 		return errors.New("an agent serves this node, and would put back what is removed: delete its DaemonSet, or stop it, first")
 	}
 	return nil
 }
 
-// removeState removes what agents kept.
+// removeState removes what agents kept. It is the end of an uninstall, and fails if an agent has started meanwhile.
 func removeState(dir string) error {
 	if dir == "" {
 		return nil
+	}
+	if err := noAgent(dir); err != nil {
+		return err
 	}
 	if err := os.RemoveAll(claimsOf(dir)); err != nil {
 		return fmt.Errorf("remove state: %w", err)
@@ -87,29 +85,34 @@ func (a *agent) rotateKeys() {
 	}
 }
 
-// regained looks for what the agent that owned the redirect meanwhile left in the other iptables backend: its rules would lead
-// pods to a port where nobody listens any more.
-func (a *agent) regained(ctx context.Context) {
-	if err := a.redirect.findStale(ctx); err != nil {
-		a.logger.Error("cannot look for rules in the other iptables backend", "error", err)
-	}
-}
+// regained has the next look at the rules begin with what the agent that owned the redirect meanwhile, or failed to, left in
+// the other iptables backend: its rules would lead pods to a port where nobody listens any more.
+func (a *agent) regained() { a.redirect.unsure = true }
 
-// owned has the state follow the redirect: who owns that writes, and makes up for what it could not write meanwhile. An agent
-// that starts takes the state to read it, and may never come to own the redirect.
-func (a *agent) owned() {
-	if a.state == nil || !a.state.Superseded() {
-		return
+// follow returns what has the state follow the redirect: who owns that writes, and makes up for what it could not write
+// meanwhile. An agent that starts takes the state to read it, and may never come to own the redirect; nor may it be able to
+// write from the start, where there is no room.
+func (a *agent) follow() func() {
+	said := false
+	return func() {
+		if a.state == nil || !a.state.Superseded() {
+			return
+		}
+		if err := a.state.Take(); err != nil {
+			if !said {
+				a.logger.Warn("--state-dir cannot be written to yet; sessions are not kept for the next agent", "error", err)
+			}
+			said = true
+			return
+		}
+		said = false
+		a.logger.Info("--state-dir is this agent's again")
+		a.cache.KeepAll()
+		if granted, all := a.assignments.granted(); all {
+			a.decisions.Retain(granted)
+		}
+		a.assignments.retell(a.seen()) // last: Retain does not know of pods that were decided on meanwhile
 	}
-	if err := a.state.Take(); err != nil {
-		a.logger.Warn("--state-dir is another agent's; sessions are not kept for the next one", "error", err)
-		return
-	}
-	a.cache.KeepAll()
-	if granted, all := a.assignments.granted(); all {
-		a.decisions.Retain(granted)
-	}
-	a.assignments.retell(a.seen()) // last: Retain does not know of pods that were decided on meanwhile
 }
 
 // recall reads what the agent before decided anew: it may have gone on for long after this one started.
@@ -124,8 +127,9 @@ func (a *agent) recall() {
 	a.assignments.remember(a.decisions.Recent(max(a.cfg.State.MaxAge, a.cfg.Roles.LastValidGrant)))
 }
 
-// openState opens the state folder and takes it over: an agent that had it open writes no more. It comes late in the
-// start, so that an agent that cannot start leaves the one that runs alone.
+// openState opens the state folder and takes it over: an agent that had it open writes no more. Where there is no room it
+// is only read, until there is. It comes late in the start, so that an agent that cannot start leaves the one that runs
+// alone.
 func (a *agent) openState() (kept, error) {
 	cfg := a.cfg.State
 	if cfg.Dir == "" {
@@ -139,7 +143,7 @@ func (a *agent) openState() (kept, error) {
 	if err != nil {
 		return kept{}, fmt.Errorf("open --state-dir: %w", err)
 	}
-	a.state = dir
+	a.state, a.health.gone = dir, dir.Gone
 	keys, err := dir.TokenKeys()
 	if err != nil {
 		a.logger.Error("keys of IMDSv2 tokens cannot be kept; SDKs fetch new tokens after a restart", "error", err)

@@ -5,6 +5,7 @@ import (
 
 	"k8s.io/apimachinery/pkg/util/validation"
 
+	"github.com/podrole/podrole/pkg/authority"
 	"github.com/podrole/podrole/pkg/role"
 )
 
@@ -93,6 +94,9 @@ func (l *loader) checkRoles() {
 	}
 	if sts := l.config.STS; sts.AssumeRoleARN != "" && sts.CredentialSource == role.WebIdentity && l.usable("assume-role-arn", "credential-source") {
 		l.refuse("assume-role-arn", "web-identity assumes the pods' roles directly", "leave it out or choose --credential-source assume-role")
+	}
+	if sts := l.config.STS; sts.TokenAuthority == authority.Node && sts.CredentialSource == role.AssumeRole && l.usable("token-authority", "credential-source") {
+		l.refuse("token-authority", "assume-role requests no tokens", "leave it out or choose --credential-source web-identity")
 	}
 	if r.DiscoverBaseRoleARN && r.BaseRoleARN != "" && l.usable("discover-base-role-arn", "base-role-arn") {
 		l.refuse("discover-base-role-arn", "--base-role-arn is given too", "give one of them")

@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"time"
 
+	"github.com/podrole/podrole/pkg/authority"
 	"github.com/podrole/podrole/pkg/proxy/metadata"
 	"github.com/podrole/podrole/pkg/role"
 )
@@ -49,26 +50,38 @@ type Roles struct {
 	IRSARoleARNAnnotation      string        // on ServiceAccounts
 	PodRoleAnnotations         bool          // whether PodRoleAnnotation counts
 	PodRoleAnnotation          string        // on pods
+	AllowedRolesFormat         PatternFormat // of the list of roles that a Namespace allows
 	RequireNamespacePermission bool          // whether a namespace must permit the role; always false with web identity
 	SessionDuration            time.Duration // whole seconds, within what the credential source can do
 	SessionTags                bool
 	LastValidGrant             time.Duration // how long a pod keeps its role when an edit cannot be read
 }
 
+// PatternFormat is how patterns of roles are written.
+type PatternFormat string
+
+// The pattern formats.
+const (
+	FormatGlob   PatternFormat = "glob"
+	FormatRegexp PatternFormat = "regexp"
+)
+
 // STS says how credentials are minted.
 type STS struct {
 	CredentialSource role.Source
-	Region           string        // empty: to be discovered on the node
-	FailoverRegions  []string      // called in this order while Region does not answer
-	FIPS             bool          // whether the FIPS 140 endpoints are called
-	DualStack        bool          // whether the endpoints that speak IPv6 too are called
-	AssumeRoleARN    string        // role between the agent's own credentials and the pods' roles; empty: none
-	Endpoint         *url.URL      // nil: the region's own
-	Audiences        []string      // at least one, no duplicates; the first is what tokens ask for by default
-	TokenLifetime    time.Duration // of ServiceAccount tokens; whole seconds
-	Rate             float64       // calls per second of this node, greater than zero
-	Timeout          time.Duration // of one attempt
-	Linger           time.Duration // how long a session is refreshed after its last pod is gone; zero: one life of it; negative: not at all
+	// TokenAuthority is never authority.None: without web identity it says nothing.
+	TokenAuthority  authority.Kind
+	Region          string        // empty: to be discovered on the node
+	FailoverRegions []string      // called in this order while Region does not answer
+	FIPS            bool          // whether the FIPS 140 endpoints are called
+	DualStack       bool          // whether the endpoints that speak IPv6 too are called
+	AssumeRoleARN   string        // role between the agent's own credentials and the pods' roles; empty: none
+	Endpoint        *url.URL      // nil: the region's own
+	Audiences       []string      // at least one, no duplicates; the first is what tokens ask for by default
+	TokenLifetime   time.Duration // of ServiceAccount tokens; whole seconds
+	Rate            float64       // calls per second of this node, greater than zero
+	Timeout         time.Duration // of one attempt
+	Linger          time.Duration // how long a session is refreshed after its last pod is gone; zero: one life of it; negative: not at all
 }
 
 // Metadata says what the metadata service answers, and on behalf of which address.

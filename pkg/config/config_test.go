@@ -13,6 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 
+	"github.com/podrole/podrole/pkg/authority"
 	"github.com/podrole/podrole/pkg/proxy/metadata"
 	"github.com/podrole/podrole/pkg/role"
 )
@@ -42,11 +43,13 @@ func TestDefaults(t *testing.T) {
 			RoleARNAnnotation:     "podrole.io/role-arn",
 			IRSARoleARNAnnotation: "eks.amazonaws.com/role-arn",
 			PodRoleAnnotation:     "iam.amazonaws.com/role",
+			AllowedRolesFormat:    FormatGlob,
 			SessionDuration:       time.Hour,
 			LastValidGrant:        24 * time.Hour,
 		},
 		STS: STS{
 			CredentialSource: role.WebIdentity,
+			TokenAuthority:   authority.Direct,
 			Audiences:        []string{"sts.amazonaws.com"},
 			TokenLifetime:    6 * time.Hour,
 			Rate:             10,
@@ -98,6 +101,7 @@ func samples() map[string]struct {
 		"irsa-role-arn-annotation":     {"a.b/c", func(c *Config) { c.Roles.IRSARoleARNAnnotation = "a.b/c" }},
 		"pod-role-annotations":         {"true", func(c *Config) { c.Roles.PodRoleAnnotations = true }},
 		"require-namespace-permission": {"false", func(*Config) {}},
+		"allowed-roles-format":         {"regexp", func(c *Config) { c.Roles.AllowedRolesFormat = FormatRegexp }},
 		"discover-base-role-arn":       {"true", func(c *Config) { c.Roles.DiscoverBaseRoleARN = true }},
 		"last-valid-grant":             {"0s", func(c *Config) { c.Roles.LastValidGrant = 0 }},
 		"session-duration":             {"12h", func(c *Config) { c.Roles.SessionDuration = 12 * time.Hour }},
@@ -107,6 +111,7 @@ func samples() map[string]struct {
 		"kube-objects": {"/objects", func(c *Config) {
 			c.Cluster.KubeObjects, c.STS.CredentialSource, c.Roles.RequireNamespacePermission = "/objects", role.AssumeRole, true
 		}},
+		"token-authority":       {"node", func(c *Config) { c.STS.TokenAuthority = authority.Node }},
 		"sts-region":            {"us-gov-west-1", func(c *Config) { c.STS.Region = "us-gov-west-1" }},
 		"sts-endpoint":          {"http://127.0.0.1:4566", func(c *Config) { c.STS.Endpoint = &url.URL{Scheme: "http", Host: "127.0.0.1:4566"} }},
 		"audiences":             {"a, b", func(c *Config) { c.STS.Audiences = []string{"a", "b"} }},
@@ -271,8 +276,13 @@ func bad() map[string][]struct{ args, line string } {
 			{"--session-tags --credential-source=assume-role", `--session-tags "true": the cluster has no name`},
 			{"--session-tags --cluster-name=c", `--session-tags "true": AssumeRoleWithWebIdentity takes no tags`},
 		},
-		"credential-source": {{"--credential-source=irsa", `--credential-source "irsa": not one of the choices`}},
-		"sts-region":        {{"--sts-region=Frankfurt", `--sts-region "Frankfurt": not an AWS region`}},
+		"credential-source":    {{"--credential-source=irsa", `--credential-source "irsa": not one of the choices`}},
+		"allowed-roles-format": {{"--allowed-roles-format=regex", `--allowed-roles-format "regex": not one of the choices`}},
+		"token-authority": {
+			{"--token-authority=none", `--token-authority "none": not one of the choices`},
+			{"--token-authority=node --credential-source=assume-role", `--token-authority "node": assume-role requests no tokens`},
+		},
+		"sts-region": {{"--sts-region=Frankfurt", `--sts-region "Frankfurt": not an AWS region`}},
 		"sts-endpoint": {
 			{"--sts-endpoint=sts.example.com", `--sts-endpoint "sts.example.com": not an http or https URL`},
 			{"--sts-endpoint=https://", `--sts-endpoint "https://": without a host`},

@@ -4,6 +4,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/podrole/podrole/pkg/authority"
 	"github.com/podrole/podrole/pkg/proxy/metadata"
 	"github.com/podrole/podrole/pkg/role"
 )
@@ -152,6 +153,12 @@ func table(c *Config) []setting {
 			want:  "true or false",
 			parse: into(&c.Roles.RequireNamespacePermission, boolean),
 		}, {
+			topic: topicRoles, name: "allowed-roles-format", value: "FORMAT", preset: string(FormatGlob),
+			help: "What iam.amazonaws.com/allowed-roles of a Namespace lists, as kube2iam's --namespace-restriction-format: glob, or regexp for " +
+				"regular expressions, of which each must match all of a role's name or ARN.",
+			want:  "glob or regexp",
+			parse: into(&c.Roles.AllowedRolesFormat, oneOf(FormatGlob, FormatRegexp)),
+		}, {
 			topic: topicRoles, name: "session-duration", value: "DURATION", preset: "1h",
 			help: "How long credentials live, unless an annotation says otherwise: 15m to 12h, with assume-role at " +
 				"most 1h (the limit of AWS on a role assumed by a role).",
@@ -177,6 +184,13 @@ func table(c *Config) []setting {
 				"the node's or the agent's own credentials, as kube2iam and kiam do; the default with --kube-objects.",
 			want:  "web-identity or assume-role",
 			parse: into(&c.STS.CredentialSource, oneOf(role.WebIdentity, role.AssumeRole)),
+		}, {
+			topic: topicSTS, name: "token-authority", value: "AUTHORITY", preset: string(authority.Direct),
+			help: "By which right ServiceAccount tokens are requested: direct, the agent's own, bounded by manifests/policies/direct-tokens; " +
+				"node, as the agent's node, by manifests/policies/node-tokens (Kubernetes 1.36), with which pods are read that way, too. The " +
+				"agent tries at its start that it is granted no more than that, and does not serve otherwise; unverified is any right, untried.",
+			want:  "direct, node or unverified",
+			parse: into(&c.STS.TokenAuthority, oneOf(authority.Direct, authority.Node, authority.Unverified)),
 		}, {
 			topic: topicSTS, name: "sts-region", value: "REGION", unset: "AWS_REGION, AWS configuration, node's metadata",
 			help:  "Region whose STS is called.",

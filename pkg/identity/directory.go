@@ -200,7 +200,7 @@ func (d *Directory) reconcile(ctx context.Context, running *sync.WaitGroup, key 
 		return
 	}
 	p, _ := object.(*corev1.Pod)
-	live := exists && p != nil && !finished(p)
+	live := exists && p != nil && !finished(p) && !p.Spec.HostNetwork // which is the node, to the network and to AWS
 
 	d.mu.RLock()
 	old := d.known[key]
@@ -237,7 +237,7 @@ func (d *Directory) reconcile(ctx context.Context, running *sync.WaitGroup, key 
 func (d *Directory) adopt(key string, object *corev1.Pod, w role.Workload) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.put(key, &pod{workload: w, cniUID: cniUIDOf(object), hostNetwork: object.Spec.HostNetwork}, addressesOf(object))
+	d.put(key, &pod{workload: w, cniUID: cniUIDOf(object)}, addressesOf(object))
 }
 
 // assumes reports whether the pod at key goes on being assumed, and if so, brings the index in line with its sandbox.
@@ -268,7 +268,7 @@ func (d *Directory) touchAssumed() {
 // put makes p, of which the API names the addresses, the pod at key. The caller holds mu.
 func (d *Directory) put(key string, p *pod, status []netip.Addr) {
 	old := d.known[key]
-	if s, ok := d.sandboxes[p.cniUID]; ok && !p.hostNetwork {
+	if s, ok := d.sandboxes[p.cniUID]; ok {
 		p.sandbox = &s
 	}
 	p.hadSandbox = p.sandbox != nil || old != nil && old.hadSandbox

@@ -10,13 +10,12 @@ import (
 
 // pod is what the Directory holds of one pod. It is immutable.
 type pod struct {
-	workload    role.Workload
-	cniUID      string
-	hostNetwork bool
-	assumed     bool         // the API has not named it yet
-	sandbox     *cni.Sandbox // its current one; nil if no CNI result tells
-	hadSandbox  bool         // it had one, now or before
-	addresses   []netip.Addr // that it claims, sorted
+	workload   role.Workload
+	cniUID     string
+	assumed    bool         // the API has not named it yet
+	sandbox    *cni.Sandbox // its current one; nil if no CNI result tells
+	hadSandbox bool         // it had one, now or before
+	addresses  []netip.Addr // that it claims, sorted
 }
 
 // claims returns the addresses that p claims. A sandbox knows its own; what the API says then is older or the same. A
@@ -47,7 +46,7 @@ func (p *pod) same(other *pod) bool {
 	if (p.sandbox == nil) != (other.sandbox == nil) || p.sandbox != nil && !sameSandbox(*p.sandbox, *other.sandbox) {
 		return false
 	}
-	return p.workload == other.workload && p.cniUID == other.cniUID && p.hostNetwork == other.hostNetwork &&
+	return p.workload == other.workload && p.cniUID == other.cniUID &&
 		p.assumed == other.assumed && p.hadSandbox == other.hadSandbox &&
 		slices.Equal(p.addresses, other.addresses)
 }

@@ -71,6 +71,7 @@ var mutants = map[string]func() mutant{
 			p.Status.Phase = corev1.PodRunning
 		}
 	}),
+	"host_network_pod_is_followed": podMutant(func(p *corev1.Pod) { p.Spec.HostNetwork = false }),
 	"static_pod_by_its_api_uid": podMutant(func(p *corev1.Pod) {
 		p.Annotations = maps.Clone(p.Annotations)
 		delete(p.Annotations, corev1.MirrorPodAnnotationKey)

@@ -218,7 +218,7 @@ func (w *world) settled() {
 	d, o := w.agent.directory(), w.oracle
 	present := map[string]bool{}
 	for _, p := range w.pods {
-		if p.api == nil || !p.bound || p.elsewhere || finished(p.api) {
+		if p.api == nil || !p.bound || p.elsewhere || finished(p.api) || p.hostNetwork {
 			continue
 		}
 		uid := string(p.api.UID)

@@ -34,11 +34,11 @@ func finished(p *corev1.Pod) bool {
 	return p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed
 }
 
-// addressesOf returns the addresses that p's status names, sorted, unless it shares the node's, or is
-// being deleted with all its containers ended, when its sandbox may be gone already. (Ended containers alone prove
-// nothing: they are between two init containers, or about to be restarted.)
+// addressesOf returns the addresses that p's status names, sorted, unless it is being deleted with all its containers ended,
+// when its sandbox may be gone already. (Ended containers alone prove nothing: they are between two init containers, or
+// about to be restarted.)
 func addressesOf(p *corev1.Pod) []netip.Addr {
-	if p.Spec.HostNetwork || (p.DeletionTimestamp != nil && allEnded(p.Status.ContainerStatuses)) {
+	if p.DeletionTimestamp != nil && allEnded(p.Status.ContainerStatuses) {
 		return nil
 	}
 	var addresses []netip.Addr

@@ -36,15 +36,18 @@ type Claimant struct {
 	dir      string
 	patience time.Duration
 	logger   *slog.Logger
+	presence *os.File // nil if it could not be made; see presence.go
 
 	mu       sync.Mutex // guards the following
 	mine     claim      // zero until claimed
 	pipe     *os.File   // holds mine
+	seen     claim      // the newest there was when nobody was found to live above mine; never below mine
 	standby  bool       // the last Do was refused
 	resigned bool
 }
 
-// Open returns a Claimant that claims nothing yet. An error means that nothing can be claimed in the folder.
+// Open returns a Claimant that claims nothing yet, and has [Living] know of it until [Claimant.Resign]. An error means
+// that nothing can be claimed in the folder.
 func Open(cfg Config) (*Claimant, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
@@ -60,7 +63,11 @@ func Open(cfg Config) (*Claimant, error) {
 	if _, err := f.tryLock(); err != nil { // whether it can be locked, not whether it is
 		return nil, fmt.Errorf("open folder of claims: %w", err)
 	}
-	return &Claimant{dir: cfg.Dir, patience: patience, logger: cfg.Logger}, nil
+	c := &Claimant{dir: cfg.Dir, patience: patience, logger: cfg.Logger}
+	if c.presence, err = f.arrive(); err != nil {
+		c.logger.Warn("nobody can tell that this agent is there before it owns the redirect", "error", err)
+	}
+	return c, nil
 }
 
 // Claim takes the Redirect over from whoever owns it and runs change, which leads pods to this agent. It is for an
@@ -101,6 +108,9 @@ func (c *Claimant) Claim(ctx context.Context, change func(context.Context) error
 // to the Redirect after Claim is done by it. An error with owns is that of change; without, it could not be found out
 // who owns, and change did not run. Before Claim and after Resign nothing is owned.
 //
+// Nor is anything owned between a newer claim and the next [Claimant.Wait], though that claim may have been void and
+// gone before anybody could see it alive: whoever made it may have left what a change would not find.
+//
 // No other agent of the node runs a change meanwhile. Programs that change starts must have ended when it returns.
 func (c *Claimant) Do(ctx context.Context, change func(context.Context) error) (owns bool, err error) {
 	f, err := c.lock(ctx)
@@ -112,7 +122,8 @@ func (c *Claimant) Do(ctx context.Context, change func(context.Context) error) (
 	if err != nil || mine == (claim{}) {
 		return false, nil
 	}
-	if err := c.restore(f, mine); err != nil {
+	newest, err := c.restore(f, mine)
+	if err != nil {
 		return false, fmt.Errorf("change redirect: %w", err)
 	}
 	newer, err := f.newestAbove(mine)
@@ -122,6 +133,9 @@ func (c *Claimant) Do(ctx context.Context, change func(context.Context) error) (
 	if newer != nil {
 		newer.close()
 		c.note(mine, newer.claim)
+		return false, nil
+	}
+	if !c.hasSeen(newest) {
 		return false, nil
 	}
 	c.note(mine, claim{})
@@ -154,8 +168,10 @@ func (c *Claimant) Resign() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.resigned = true
-	if c.pipe != nil {
-		_ = c.pipe.Close()
+	for _, pipe := range []*os.File{c.pipe, c.presence} {
+		if pipe != nil {
+			_ = pipe.Close()
+		}
 	}
 }
 
@@ -169,7 +185,7 @@ func (c *Claimant) lock(ctx context.Context) (*folder, error) {
 		if err != nil {
 			return nil, err
 		}
-		if err := f.lock(ctx, c.patience); err != nil {
+		if err := f.lock(ctx, c.patience, c.claimed()); err != nil {
 			f.close()
 			return nil, err
 		}
@@ -201,18 +217,21 @@ func (c *Claimant) next(f *folder) (claim, *os.File, error) {
 	return next, pipe, err
 }
 
-// restore puts the claim back if somebody has emptied the folder.
-func (c *Claimant) restore(f *folder, mine claim) error {
+// restore puts the claim back if somebody has emptied the folder, and returns the newest of those that are there.
+func (c *Claimant) restore(f *folder, mine claim) (newest claim, err error) {
 	claims, _, err := f.claims()
-	if err != nil || slices.Contains(claims, mine) {
-		return err
+	if err != nil {
+		return claim{}, err
+	}
+	if slices.Contains(claims, mine) {
+		return claims[0], nil
 	}
 	pipe, err := f.hold(mine)
 	if err != nil {
-		return err
+		return claim{}, err
 	}
 	c.logger.Warn("the claim to the redirect was removed, and has been put back", "folder", c.dir)
-	return c.keep(mine, pipe)
+	return slices.MaxFunc(append(claims, mine), claim.compare), c.keep(mine, pipe)
 }
 
 // current returns what this agent has claimed, which is nothing at first.
@@ -237,10 +256,20 @@ func (c *Claimant) keep(mine claim, pipe *os.File) error {
 		_ = c.pipe.Close()
 	}
 	c.mine, c.pipe = mine, pipe
+	if c.seen.compare(mine) < 0 {
+		c.seen = mine
+	}
 	return nil
 }
 
-// newer returns the newest claim above this agent's, or nil.
+// claimed returns what this agent has claimed, resigned or not.
+func (c *Claimant) claimed() claim {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.mine
+}
+
+// newer returns the newest claim above this agent's, or nil, when all that have been made until now are seen.
 func (c *Claimant) newer() (*living, error) {
 	mine, err := c.current()
 	if err != nil {
@@ -251,7 +280,36 @@ func (c *Claimant) newer() (*living, error) {
 		return nil, err
 	}
 	defer f.close()
-	return f.newestAbove(mine)
+	newest, err := f.newest() // first: one that is made from here on is not seen
+	if err != nil {
+		return nil, err
+	}
+	above, err := f.newestAbove(mine)
+	if above == nil && err == nil {
+		c.see(newest)
+	}
+	return above, err
+}
+
+// hasSeen reports whether the claim is one that this agent has seen the end of, or its own.
+func (c *Claimant) hasSeen(newest claim) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return newest.compare(c.seen) <= 0
+}
+
+// see takes note that nobody holds the newest claim, nor one between it and this agent's.
+func (c *Claimant) see(newest claim) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if newest.compare(c.seen) <= 0 {
+		return
+	}
+	c.seen = newest
+	if c.mine != (claim{}) && !c.standby {
+		c.logger.Info("a newer claim to the redirect has come and gone; this agent owns it still",
+			"generation", c.mine.generation, "newer_generation", newest.generation)
+	}
 }
 
 // note remembers whether a newer claim stands above this agent's, and says so when that changes.

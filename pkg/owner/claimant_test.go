@@ -10,6 +10,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -61,6 +62,14 @@ func mustOwn(t testing.TB, c *Claimant) {
 	if err != nil || !does || !changed {
 		t.Fatalf("owns %t, changed %t, %v; want all", does, changed, err)
 	}
+}
+
+// mustRegain is for an agent above which a claim was that nobody holds any more.
+func mustRegain(t testing.TB, c *Claimant) {
+	t.Helper()
+	mustStandBy(t, c)
+	check(t, c.Wait(t.Context()))
+	mustOwn(t, c)
 }
 
 func mustStandBy(t testing.TB, c *Claimant) {
@@ -136,10 +145,12 @@ func TestFailedClaim(t *testing.T) {
 			t.Fatal(err)
 		}
 		mustStandBy(t, fresh)
+		mustRegain(t, old)
 		mustOwn(t, old)
 	}
-	if names := files(t, dir); len(names) > 2 {
-		t.Errorf("%q: claims that failed pile up", names)
+	claims := slices.DeleteFunc(files(t, dir), func(name string) bool { return !strings.HasPrefix(name, claimPrefix) })
+	if len(claims) > 2 {
+		t.Errorf("%q: claims that failed pile up", claims)
 	}
 	mustClaim(t, fresh)
 	mustStandBy(t, old)
@@ -236,6 +247,25 @@ func TestLockedOut(t *testing.T) {
 	mustClaim(t, other)
 }
 
+// TestLockedOutByAStranger: who waits does not take itself for the one it waits for.
+func TestLockedOutByAStranger(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "claims")
+	before, c := open(t, dir), open(t, dir)
+	mustClaim(t, before)
+	mustClaim(t, c)
+	f, err := openFolder(dir) // as by one that has claimed nothing yet, or by a program that outlives its agent
+	check(t, err)
+	defer f.unlock()
+	check(t, f.lock(t.Context(), 0, claim{}))
+	c.patience, before.patience = time.Millisecond, time.Millisecond
+	if _, err := c.Do(t.Context(), forbidden(t)); err == nil || strings.Contains(err.Error(), "generation") {
+		t.Errorf("%v; want one that names no generation", err)
+	}
+	if _, err := before.Do(t.Context(), forbidden(t)); err == nil || !strings.Contains(err.Error(), "generation 2") {
+		t.Errorf("%v; want one that names the newer agent", err)
+	}
+}
+
 // TestConcurrently: agents and their goroutines keep each other out.
 func TestConcurrently(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "claims")
@@ -313,6 +343,7 @@ func TestFolder(t *testing.T) {
 			waiting := waits(t, old)
 			stillWaits(t, waiting)
 			spoil(t, dir)
+			check(t, fresh.Wait(t.Context())) // for nobody: what looks like newer claims is held by no agent
 			mustOwn(t, fresh)
 			mustStandBy(t, old)
 			third := open(t, dir)
@@ -322,7 +353,7 @@ func TestFolder(t *testing.T) {
 				t.Errorf("%v, %v", info.Mode(), err)
 			}
 			third.Resign()
-			mustOwn(t, fresh)
+			mustRegain(t, fresh)
 			stillWaits(t, waiting)
 			fresh.Resign()
 			check(t, <-waiting)
@@ -473,9 +504,15 @@ func TestLog(t *testing.T) {
 		mustStandBy(t, c)
 	}
 	other.Resign()
+	check(t, c.Wait(t.Context()))
 	for range 3 {
 		mustOwn(t, c)
 	}
+	fault := errors.New("xtables lock")
+	if err := open(t, dir).Claim(t.Context(), func(context.Context) error { return fault }); !errors.Is(err, fault) {
+		t.Fatal(err)
+	}
+	mustRegain(t, c)
 	var got []string
 	for line := range strings.Lines(log.String()) {
 		_, line, _ = strings.Cut(strings.TrimSpace(line), "level=")
@@ -486,6 +523,7 @@ func TestLog(t *testing.T) {
 		`INFO msg="this agent owns the redirect" generation=1`,
 		`INFO msg="another agent owns the redirect; this one stands by" generation=1 newer_generation=2`,
 		`INFO msg="the newer agents are gone; this one owns the redirect again" generation=1`,
+		`INFO msg="a newer claim to the redirect has come and gone; this agent owns it still" generation=1 newer_generation=3`,
 	}
 	if g, w := strings.Join(got, "\n"), strings.Join(want, "\n"); g != w {
 		t.Errorf("log:\n%s\nwant:\n%s", g, w)

@@ -11,9 +11,13 @@
 //   - A stale agent cannot take back. It claims once, and its claim is below a newer one for as long as that lives. An
 //     agent that is stopped (SIGSTOP, a frozen cgroup) lives.
 //   - Never none. A claim counts from before the change that comes with it. If the change fails, or the agent dies in
-//     it, the claim is void: whoever owned before owns again, and finds the rules in need of repair. The same when an
-//     owner dies later, or resigns: the pipe tells the others at once.
+//     it, the claim is void: whoever owned before owns again, and finds the rules in need of repair. It learns of every
+//     claim that was above its own, also of one that was void at once. The same when an owner dies later, or resigns:
+//     the pipe tells the others at once.
 //
-// In the folder, claim-GENERATION-ID is a pipe that somebody holds or held, and the lock is the flock(2) of the folder
-// itself. Agents of different versions meet there, so this cannot be changed.
+// An agent that has not claimed yet holds a pipe as well, which decides nothing: it is for whoever must know whether any
+// agent is there at all.
+//
+// In the folder, claim-GENERATION-ID and agent-ID are pipes that somebody holds or held, and the lock is the flock(2) of
+// the folder itself. Agents of different versions meet there, so this cannot be changed.
 package owner

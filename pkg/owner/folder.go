@@ -77,8 +77,8 @@ func (f *folder) is(path string) bool {
 	return err == nil && os.SameFile(here, there)
 }
 
-// lock waits for the lock until ctx ends, and for patience at most.
-func (f *folder) lock(ctx context.Context, patience time.Duration) error {
+// lock waits for the lock until ctx ends, and for patience at most. The claim is that of who waits, or zero.
+func (f *folder) lock(ctx context.Context, patience time.Duration, mine claim) error {
 	deadline := time.Now().Add(patience)
 	for {
 		locked, err := f.tryLock()
@@ -89,7 +89,7 @@ func (f *folder) lock(ctx context.Context, patience time.Duration) error {
 			break
 		}
 		if !time.Now().Before(deadline) {
-			return f.lockedOut(patience)
+			return f.lockedOut(patience, mine)
 		}
 		select {
 		case <-ctx.Done():
@@ -117,11 +117,14 @@ func (f *folder) tryLock() (bool, error) {
 	}
 }
 
-// lockedOut is the error of a lock that was not to be had. It is the newest agent that changes the rules.
-func (f *folder) lockedOut(waited time.Duration) error {
+// lockedOut is the error of a lock that was not to be had. It is the newest agent that changes the rules; if that is who
+// waits, it is one that it would not know.
+func (f *folder) lockedOut(waited time.Duration, mine claim) error {
 	who := "an agent"
 	if l, err := f.newestAbove(claim{}); err == nil && l != nil {
-		who = fmt.Sprintf("an agent, likely the one of generation %d", l.generation)
+		if l.claim != mine {
+			who = fmt.Sprintf("an agent, likely the one of generation %d", l.generation)
+		}
 		l.close()
 	}
 	return fmt.Errorf("the redirect has been locked for %s by %s, which is stuck in a change or was stopped there: "+
@@ -143,12 +146,21 @@ func (f *folder) claims() (claims []claim, foreign []string, err error) {
 	for _, e := range entries {
 		if c, ok := parseClaim(e.Name()); ok && e.Type() == fs.ModeNamedPipe {
 			claims = append(claims, c)
-		} else if e.Name() != nameless {
+		} else if e.Name() != nameless && !isPresence(e) {
 			foreign = append(foreign, e.Name())
 		}
 	}
 	slices.SortFunc(claims, func(a, b claim) int { return b.compare(a) })
 	return claims, foreign, nil
+}
+
+// newest returns the newest claim, held or not, or the zero claim if there is none.
+func (f *folder) newest() (claim, error) {
+	claims, _, err := f.claims()
+	if err != nil || len(claims) == 0 {
+		return claim{}, err
+	}
+	return claims[0], nil
 }
 
 // newestAbove returns the newest living claim above c, or nil if there is none. The caller must close it.
@@ -170,19 +182,28 @@ func (f *folder) newestAbove(c claim) (*living, error) {
 
 // look returns a claim if it is alive, or nil if nobody holds it any more. The caller must close it.
 func (f *folder) look(c claim) (*living, error) {
-	reader, err := f.root.OpenFile(c.String(), os.O_RDONLY|unix.O_NONBLOCK, 0)
+	reader, err := f.reader(c.String())
+	if reader == nil || err != nil {
+		return nil, err
+	}
+	return &living{c, reader}, nil
+}
+
+// reader opens a pipe for reading if somebody holds it, and returns nil if nobody does.
+func (f *folder) reader(name string) (*os.File, error) {
+	reader, err := f.root.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("open claim: %w", err)
+		return nil, fmt.Errorf("open pipe: %w", err)
 	}
 	alive, err := held(reader)
 	if err == nil && alive {
-		return &living{c, reader}, nil
+		return reader, nil
 	}
 	if err != nil {
-		err = fmt.Errorf("read %s: %w", c, err)
+		err = fmt.Errorf("read %s: %w", name, err)
 	}
 	return nil, errors.Join(err, reader.Close())
 }

@@ -63,6 +63,7 @@ type Policy struct {
 	BaseARN           string        // what bare role names are appended to; empty: bare names are Malformed
 	DefaultRole       string        // role of workloads that name none; empty: such workloads are denied
 	PodAnnotations    bool          // whether Keys.PodRole counts
+	AllowedAsRegexps  bool          // whether Keys.AllowedRoles lists regular expressions; else globs
 	RequirePermission bool          // with AssumeRole: whether a Namespace without permissions permits nothing
 	Duration          time.Duration // required: of sessions whose annotations say nothing
 	Audiences         []string      // with WebIdentity, required: token audiences; the first is the default
@@ -174,7 +175,7 @@ func (p *Policy) permit(f Facts, n named, arn string) error {
 	if n.isDefault {
 		return nil
 	}
-	perm, err := parsePermission(f.Namespace, p.Keys, p.BaseARN)
+	perm, err := parsePermission(f.Namespace, p)
 	switch {
 	case err != nil:
 		return deny(Malformed, "Namespace %s: annotation %v", f.Workload.Namespace, err)

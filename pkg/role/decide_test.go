@@ -142,6 +142,7 @@ func check(t *testing.T, g role.Grant, err error, want string, reason role.Reaso
 func TestNamespacePermissions(t *testing.T) {
 	const allowed, permitted = "iam.amazonaws.com/allowed-roles", "iam.amazonaws.com/permitted"
 	noneRequired := func(p *role.Policy) { p.RequirePermission = false }
+	regexps := func(p *role.Policy) { p.AllowedAsRegexps = true }
 	tests := []struct {
 		name      string
 		policy    func(*role.Policy)
@@ -162,6 +163,15 @@ func TestNamespacePermissions(t *testing.T) {
 		{name: "glob_crosses_slashes", role: "a/b/orders", namespace: annotations{allowed: `["a/*orders"]`}},
 		{name: "glob_quotes_other_characters", role: "orderss", namespace: annotations{allowed: `["orders."]`}, denied: role.NotPermitted},
 		{name: "star_is_this_account_only", role: "arn:aws:iam::999900001111:role/x", namespace: annotations{allowed: `["*"]`}, denied: role.NotPermitted},
+		{name: "list_regexp", policy: regexps, role: "team-a", namespace: annotations{allowed: `["x", "team-[ab]"]`}},
+		{name: "list_regexp_is_anchored", policy: regexps, role: "orders-admin", namespace: annotations{allowed: `["orders"]`}, denied: role.NotPermitted},
+		{name: "list_regexp_alternatives_are_anchored", policy: regexps, role: "orders-admin", namespace: annotations{allowed: `["x|orders"]`}, denied: role.NotPermitted},
+		{name: "list_regexp_is_this_account_only", policy: regexps, role: "arn:aws:iam::999900001111:role/x", namespace: annotations{allowed: `[".*"]`}, denied: role.NotPermitted},
+		{name: "list_regexp_full_arn", policy: regexps, namespace: annotations{allowed: `["arn:aws:iam::[0-9]+:role/ord.*"]`}},
+		{name: "list_regexp_full_arn_anchored", policy: regexps, namespace: annotations{allowed: `["^arn:.*:role/orders$"]`}},
+		{name: "list_regexp_anchor_cannot_be_closed", policy: regexps, role: "orders-admin", namespace: annotations{allowed: `["x)|(?:.*"]`}, denied: role.Malformed},
+		{name: "list_bad_regexp", policy: regexps, namespace: annotations{allowed: `["orders", "("]`}, denied: role.Malformed},
+		{name: "list_regexp_is_no_glob", policy: regexps, role: "teams", namespace: annotations{allowed: `["team*"]`}, denied: role.NotPermitted},
 		{name: "regexp_full_arn", namespace: annotations{permitted: `arn:.*:role/orders`}},
 		{name: "regexp_is_anchored", role: "orders-admin", namespace: annotations{permitted: `arn:.*:role/orders`}, denied: role.NotPermitted},
 		{name: "alternatives_are_anchored", role: "orders-admin", namespace: annotations{permitted: `x|arn:.*:role/orders`}, denied: role.NotPermitted},
@@ -289,7 +299,7 @@ func FuzzDecide(f *testing.F) {
 	f.Add(orders, `["arn:aws:iam::*:role/*"]`, "", "1h", "")
 	f.Add("/a/../b", `[""]`, "a)|(?:b", "-1", "\x00")
 	f.Fuzz(func(t *testing.T, name, allowed, permitted, duration, session string) {
-		p := policy(nil)
+		p := policy(func(p *role.Policy) { p.AllowedAsRegexps = len(session)%2 == 1 })
 		g, err := p.Decide(role.Facts{
 			Workload: workload(),
 			ServiceAccount: annotations{

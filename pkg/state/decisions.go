@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"path"
 	"slices"
 	"sync"
 	"time"
@@ -24,6 +25,8 @@ const (
 type Decision struct {
 	Workload role.Workload
 	Grant    role.Grant
+	// Policy identifies the settings under which it was decided, in whatever way the agent chooses. Empty: not known.
+	Policy string
 	// Decided is when it was last known to be so: when it was decided, or confirmed for the last time.
 	Decided time.Time
 	// Unreadable is the message of the Denial in spite of which the Grant is kept, until Until. Empty: there is none.
@@ -36,6 +39,7 @@ type decisionRecord struct {
 	header
 	Workload   workloadRecord `json:"workload"`
 	Grant      grantRecord    `json:"grant"`
+	Policy     string         `json:"policy,omitempty"`
 	Decided    time.Time      `json:"decided"`
 	Unreadable string         `json:"unreadable,omitempty"`
 	Until      time.Time      `json:"until,omitzero"`
@@ -82,7 +86,8 @@ func (s *Decisions) change(f func()) {
 	}
 }
 
-// Run writes what was put and deleted until ctx ends, and then the rest. What cannot be written is logged and left.
+// Run writes what was put and deleted until ctx ends, and then the rest. What cannot be written is logged, and tried again
+// with what comes next.
 func (s *Decisions) Run(ctx context.Context) error {
 	for {
 		s.flush()
@@ -103,9 +108,12 @@ func (s *Decisions) flush() {
 	s.mu.Unlock()
 	var errs []error
 	for uid, v := range pending {
-		errs = append(errs, s.write(uid, v))
+		if err := s.write(uid, v); err != nil {
+			errs = append(errs, err)
+			s.again(uid, v)
+		}
 	}
-	if !confirmed.IsZero() {
+	if !confirmed.IsZero() && len(errs) == 0 { // else what is there may be what was true before
 		errs = append(errs, s.dir.write(func() error {
 			data, err := json.Marshal(confirmedRecord{header{version, kindConfirmed}, confirmed.Round(0)})
 			if err != nil {
@@ -119,19 +127,44 @@ func (s *Decisions) flush() {
 	}
 }
 
+// again has a decision that could not be written be pending, unless there is a newer one.
+func (s *Decisions) again(uid string, v *Decision) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, newer := s.pending[uid]; !newer {
+		s.pending[uid] = v
+	}
+}
+
 func (s *Decisions) write(uid string, v *Decision) error {
 	name := hashed(kindDecision, uid)
 	if v == nil {
 		return s.dir.write(func() error { return s.dir.decisions.remove(name) })
 	}
 	data, err := json.Marshal(decisionRecord{
-		header{version, kindDecision}, workloadRecord(v.Workload), grantRecord(v.Grant), v.Decided.Round(0), v.Unreadable,
-		v.Until.Round(0),
+		header{version, kindDecision}, workloadRecord(v.Workload), grantRecord(v.Grant), v.Policy, v.Decided.Round(0),
+		v.Unreadable, v.Until.Round(0),
 	})
 	if err != nil {
 		return fmt.Errorf("encode decision on %s: %w", v.Workload, err)
 	}
-	return s.dir.write(func() error { return s.dir.decisions.put(name, data, validity{until: v.Decided}) })
+	return s.dir.write(func() error {
+		err := s.dir.decisions.put(name, data, validity{until: v.Decided})
+		if err != nil && !s.holds(name, v.Grant) {
+			err = errors.Join(err, s.dir.decisions.remove(name)) // what was true before is worse than nothing
+		}
+		return err
+	})
+}
+
+// holds reports whether the file of that name, whatever else it says, is of that Grant.
+func (s *Decisions) holds(name string, g role.Grant) bool {
+	data, err := s.dir.read(path.Join(s.dir.decisions.name, name))
+	if err != nil {
+		return false
+	}
+	v, err := parseDecision(name, data)
+	return err == nil && v.Grant == g
 }
 
 // Recent returns the decisions that an earlier agent kept and that are younger than maxAge, in no particular order. A
@@ -200,7 +233,7 @@ func parseDecision(name string, data []byte) (Decision, error) {
 	if err := decode(data, kindDecision, &r); err != nil {
 		return Decision{}, err
 	}
-	v := Decision{role.Workload(r.Workload), role.Grant(r.Grant), r.Decided, r.Unreadable, r.Until}
+	v := Decision{role.Workload(r.Workload), role.Grant(r.Grant), r.Policy, r.Decided, r.Unreadable, r.Until}
 	w := r.Workload
 	switch {
 	case w.Namespace == "" || w.Name == "" || w.UID == "" || w.ServiceAccount == "":

@@ -41,6 +41,7 @@ type Dir struct {
 
 	mu    sync.Mutex // guards the following, and writing
 	owner owner
+	late  map[string]lateToken // by file name: what Take makes up for
 
 	sessions  folder
 	tokens    folder
@@ -49,7 +50,8 @@ type Dir struct {
 
 // Open opens the folder and takes it over: from now on an agent that had it open writes no more. What is in it is
 // checked, and cleaned of what has expired. An error means that the folder cannot be used at all, never that something
-// in it is bad.
+// in it is bad, nor that its file system is full: then what is there can be read, nothing is written, and the Dir is
+// Superseded until Take.
 func Open(cfg Config) (*Dir, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
@@ -58,11 +60,18 @@ func Open(cfg Config) (*Dir, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open state directory %s: %w", cfg.Path, err)
 	}
-	d := &Dir{root: root, logger: cfg.Logger}
+	d := &Dir{root: root, logger: cfg.Logger, late: make(map[string]lateToken)}
 	d.sessions = folder{dir: d, name: "sessions", limit: maxSessions}
 	d.tokens = folder{dir: d, name: "tokens", limit: maxTokens}
 	d.decisions = folder{dir: d, name: "decisions", limit: maxDecisions}
-	if err := d.adopt(); err != nil {
+	err = d.locked(d.adopt)
+	if isFull(err) {
+		cfg.Logger.Error("the file system of the state directory is full: what is there is used, and nothing is kept for the "+
+			"next agent until there is room", "path", cfg.Path, "error", err)
+		_ = d.locked(func() error { d.scan(); return nil }) // without a file to lock, nothing is there
+		return d, nil
+	}
+	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open state directory %s: %w", cfg.Path, err), root.Close())
 	}
 	return d, nil
@@ -121,23 +130,45 @@ func inMemory(f *os.File) (bool, error) {
 	return s.Type == unix.TMPFS_MAGIC || s.Type == unix.RAMFS_MAGIC, nil
 }
 
-// Take makes this process the owner again, after another had taken the folder over. What that one wrote is adopted.
+// Take makes this process the owner again, after another had taken the folder over. What that one wrote is adopted, and
+// tokens that could not be kept meanwhile are.
 func (d *Dir) Take() error {
-	if err := d.adopt(); err != nil {
+	if err := d.locked(d.adopt); err != nil {
 		return fmt.Errorf("take state directory over: %w", err)
 	}
 	return nil
 }
 
-// adopt makes this process the owner and reads what there is.
-func (d *Dir) adopt() error {
+// Gone reports whether the folder has been removed. Nothing can be written to it any more, and it does not come back: a
+// folder that is made in its place is another one, and where this one is mounted, as in a container, it stays mounted.
+func (d *Dir) Gone() bool {
+	info, err := d.root.Stat(".")
+	if err != nil {
+		return false
+	}
+	s, ok := info.Sys().(*syscall.Stat_t)
+	return ok && s.Nlink == 0 // a folder that is there has a name at least
+}
+
+// isFull reports whether err is for want of room.
+func isFull(err error) bool { return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) }
+
+// locked calls do with mu and the lock.
+func (d *Dir) locked(do func() error) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	unlock, err := d.lock()
 	if err != nil {
+		d.owner.superseded = true
 		return err
 	}
 	defer unlock()
+	return do()
+}
+
+// adopt makes this process the owner and reads what there is. Caller is in locked.
+func (d *Dir) adopt() error {
+	d.owner.superseded = true // unless all of it succeeds
 	for _, name := range []string{asideName, d.sessions.name, d.tokens.name, d.decisions.name} {
 		if err := d.folder(name); err != nil {
 			return err
@@ -146,6 +177,13 @@ func (d *Dir) adopt() error {
 	if err := d.take(); err != nil {
 		return err
 	}
+	d.scan()
+	d.keepLate()
+	return nil
+}
+
+// scan reads what there is. Caller is in locked.
+func (d *Dir) scan() {
 	d.sessions.scan(func(name string, data []byte) (validity, error) {
 		s, err := parseSession(name, data)
 		return validity{until: s.Credentials.Expiration, expires: true}, err
@@ -158,7 +196,6 @@ func (d *Dir) adopt() error {
 		v, err := parseDecision(name, data)
 		return validity{until: v.Decided}, err
 	})
-	return nil
 }
 
 // folder makes a folder of the Dir. Something else in its place is set aside.

@@ -5,6 +5,8 @@
 //   - One writer. The agent that opened the folder last owns it; one that was there before notices at its next write,
 //     under the same lock, and writes no more (owner.go).
 //   - Nothing half-written is ever read. A file is complete before it gets its name (folder.go).
+//   - A file system that is full stops no agent: what is there stays, and what is to be there is written later (Dir.Take,
+//     decisions.go).
 //   - What cannot be trusted is not used, and never stops an agent: content that is damaged, of another version, of
 //     another user or readable by others is set aside with a warning (aside.go).
 //   - Secrets are in files of mode 0600 in a folder of mode 0700 on a file system that is memory (Open), and in no error

@@ -25,7 +25,7 @@ const (
 type owner struct {
 	generation uint64 // counts the owners there have been
 	id         string // random, so that two owners differ though the file was lost between them
-	superseded bool
+	superseded bool   // by another, or this process could not take the folder in the first place
 }
 
 type ownerRecord struct {
@@ -60,12 +60,16 @@ func (d *Dir) take() error {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		d.setAside(ownerName, err)
 	}
-	d.owner = owner{generation: last.Generation + 1, id: rand.Text()}
-	data, err := json.Marshal(ownerRecord{header{version, "owner"}, d.owner.generation, d.owner.id})
+	next := owner{generation: last.Generation + 1, id: rand.Text()}
+	data, err := json.Marshal(ownerRecord{header{version, "owner"}, next.generation, next.id})
 	if err != nil {
 		return fmt.Errorf("encode owner: %w", err)
 	}
-	return d.replace(ownerName, data)
+	if err := d.replace(ownerName, data); err != nil {
+		return err
+	}
+	d.owner = next
+	return nil
 }
 
 func (d *Dir) readOwner() (ownerRecord, error) {
@@ -82,10 +86,14 @@ func (d *Dir) readOwner() (ownerRecord, error) {
 
 // write calls change if this process is still the owner, while no other can become it. If it is not, it does nothing,
 // now and until it takes the folder back: the newer agent's state is the better one.
-func (d *Dir) write(change func() error) error {
+func (d *Dir) write(change func() error) error { return d.writeOr(change, func() {}) }
+
+// writeOr is write, but calls otherwise where that does nothing.
+func (d *Dir) writeOr(change func() error, otherwise func()) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.owner.superseded {
+		otherwise()
 		return nil
 	}
 	unlock, err := d.lock()
@@ -97,12 +105,13 @@ func (d *Dir) write(change func() error) error {
 		d.owner.superseded = true
 		d.logger.Info("another agent has taken over the state directory; this one writes no more",
 			"generation", d.owner.generation, "newer_generation", now.Generation)
+		otherwise()
 		return nil
 	}
 	return change()
 }
 
-// Superseded reports whether this process has noticed that another one owns the folder.
+// Superseded reports whether this process has noticed that it does not own the folder, be it that another one does.
 func (d *Dir) Superseded() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()

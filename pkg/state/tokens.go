@@ -57,14 +57,41 @@ func (t Tokens) Save(k sts.TokenKey, token sts.Token) error {
 	if err != nil {
 		return fmt.Errorf("encode token of %s/%s: not possible", k.Namespace, k.ServiceAccount) // err may quote
 	}
-	return t.dir.write(func() error {
-		return t.dir.tokens.put(hashed(kindToken, r.Key), data, validity{until: token.Expires, expires: true})
-	})
+	name, v := hashed(kindToken, r.Key), validity{until: token.Expires, expires: true}
+	return t.dir.writeOr(
+		func() error { return t.dir.tokens.put(name, data, v) },
+		func() {
+			if len(t.dir.late) < maxTokens {
+				t.dir.late[name] = lateToken{data, v}
+			}
+		},
+	)
 }
 
 // Delete implements sts.TokenStore.
 func (t Tokens) Delete(k sts.TokenKey) error {
-	return t.dir.write(func() error { return t.dir.tokens.remove(hashed(kindToken, tokenKeyRecord(k))) })
+	name := hashed(kindToken, tokenKeyRecord(k))
+	return t.dir.writeOr(func() error { return t.dir.tokens.remove(name) }, func() { delete(t.dir.late, name) })
+}
+
+// lateToken is the file of a token that came while this process did not own the folder. Whoever has tokens does not save
+// them twice, unlike sessions and decisions.
+type lateToken struct {
+	data []byte
+	validity
+}
+
+// keepLate writes the tokens that came meanwhile, unless a newer one is there. Caller is in locked.
+func (d *Dir) keepLate() {
+	for name, t := range d.late {
+		if kept, there := d.tokens.files[name]; t.over(time.Now()) || there && !kept.until.Before(t.until) {
+			continue
+		}
+		if err := d.tokens.put(name, t.data, t.validity); err != nil {
+			d.logger.Warn("token not kept for the next agent", "error", err)
+		}
+	}
+	clear(d.late)
 }
 
 // parseToken reads the file of that name.

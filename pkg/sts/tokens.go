@@ -42,6 +42,8 @@ type TokenConfig struct {
 	Size int
 	// Timeout of one TokenRequest. Default 5 s.
 	Timeout time.Duration
+	// Ready is closed once TokenRequests may be made. Until then a call waits for as long as one may take, and fails. Optional.
+	Ready <-chan struct{}
 	// Store keeps tokens from one process to the next. Optional.
 	Store TokenStore
 	// Logger is told when a token could not be replaced in time. Optional.
@@ -135,6 +137,11 @@ func NewTokenRequester(cfg TokenConfig) (*TokenRequester, error) {
 	}
 	if cfg.Observe == nil {
 		cfg.Observe = func(string, string, string, time.Duration) {}
+	}
+	if cfg.Ready == nil {
+		at := make(chan struct{})
+		close(at)
+		cfg.Ready = at
 	}
 	tokens, err := lru.New[TokenKey, *token](cfg.Size)
 	if err != nil {
@@ -235,6 +242,11 @@ func (r *TokenRequester) token(key TokenKey) *token {
 func (r *TokenRequester) request(ctx context.Context, pod role.Workload, audience string) (string, time.Time, *Error) {
 	ctx, cancel := context.WithTimeout(ctx, r.cfg.Timeout)
 	defer cancel()
+	select {
+	case <-r.cfg.Ready:
+	case <-ctx.Done():
+		return "", time.Time{}, tokenError(fmt.Errorf("wait until tokens may be requested: %w", ctx.Err()), pod, audience)
+	}
 	start := time.Now()
 	out, err := r.cfg.Client.ServiceAccounts(pod.Namespace).CreateToken(ctx, pod.ServiceAccount,
 		&authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{

@@ -365,3 +365,30 @@ func TestTokenConfigErrors(t *testing.T) {
 		}
 	}
 }
+
+// TestTokensWaitUntilTheyMayBeRequested: no TokenRequest is made before, whoever waits gives up after the time that one may
+// take, and a token in hand is used meanwhile.
+func TestTokensWaitUntilTheyMayBeRequested(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ready := make(chan struct{})
+		var s apiServer
+		store := &fakeTokens{}
+		r := s.requester(t, sts.TokenConfig{Ready: ready, Store: store})
+		began := time.Now()
+		_, err := r.Token(t.Context(), caller, audience)
+		if took := time.Since(began); sts.KindOf(err) != sts.Transient || took != 5*time.Second {
+			t.Errorf("got %v after %s, want a transient error after 5s", err, took)
+		}
+		other := sts.TokenKey{Namespace: caller.Namespace, ServiceAccount: caller.ServiceAccount, Audience: "other"}
+		now := time.Now()
+		check(t, store.Save(other, sts.Token{Value: "kept", Issued: now.Add(-3 * time.Hour), Expires: now.Add(3 * time.Hour)}))
+		if value, err := r.Token(t.Context(), caller, "other"); value != "kept" {
+			t.Errorf("got %q, %v, want the token in hand", value, err)
+		}
+		if n := s.count(); n != 0 {
+			t.Errorf("%d requests were made before they may be", n)
+		}
+		close(ready)
+		wantToken(t, r, "token-1")
+	})
+}

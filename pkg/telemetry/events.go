@@ -22,6 +22,10 @@ const (
 	EventBypassed = "PodroleBypassed"
 	// EventMetadata: the annotation that allows the pod more of the node's metadata cannot be read.
 	EventMetadata = "PodroleMetadataAllowUnreadable"
+	// EventNoRole: the pod asked for credentials, and no role is named for it.
+	EventNoRole = "PodroleNoRole"
+	// EventAuthority, of the Node: the agent may do more, or less, than it was told, and does not serve.
+	EventAuthority = "PodroleAuthority"
 	// EventRepaired, of the Node: another program changed the redirect, which has been repaired.
 	EventRepaired = "PodroleRedirectRepaired"
 	// EventLeftover, of the Node: another program redirects the metadata address too.

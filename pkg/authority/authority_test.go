@@ -1,0 +1,346 @@
+package authority_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"log/slog"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	authenticationv1 "k8s.io/api/authentication/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+
+	"github.com/podrole/podrole/pkg/authority"
+)
+
+func verify(t *testing.T, s *apiServer, kind authority.Kind, change func(*authority.Config)) error {
+	t.Helper()
+	c := configure(s, kind)
+	if change != nil {
+		change(&c)
+	}
+	return authority.Verify(t.Context(), c)
+}
+
+func configure(s *apiServer, kind authority.Kind) authority.Config {
+	return authority.Config{
+		Kind: kind, Node: "node-1", Own: s.as(""), AsNode: s.as(own), AsAnother: s.as("system:node:node-1.another"),
+		Audiences: []string{"sts.amazonaws.com"}, Lifetime: 6 * time.Hour, Logger: slog.New(slog.DiscardHandler),
+	}
+}
+
+// TestAuthorityAsTold: what the manifests set up passes at the first try, in no time.
+func TestAuthorityAsTold(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		kind   authority.Kind
+		server *apiServer
+		change func(*authority.Config)
+	}{
+		{"direct", authority.Direct, direct(), nil},
+		{"node", authority.Node, node(), nil},
+		{"none", authority.None, newAPIServer(), nil},
+		{"startup-taint", authority.None, tainting(), func(c *authority.Config) { c.StartupTaint = true }},
+		{"shorter-tokens", authority.Direct, direct(), func(c *authority.Config) { c.Lifetime = time.Hour }},
+		{"any-account", authority.Direct, anyAccount(), func(c *authority.Config) { c.AnyAccount = true }},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				began := time.Now()
+				if err := verify(t, c.server, c.kind, c.change); err != nil || time.Since(began) != 0 {
+					t.Errorf("got %v after %s", err, time.Since(began))
+				}
+			})
+		})
+	}
+	s := newAPIServer()
+	s.rights = []string{"everything"}
+	if err := verify(t, s, authority.Unverified, nil); err != nil || s.asked != 0 {
+		t.Errorf("unverified: got %v after %d questions", err, s.asked)
+	}
+}
+
+// tainting has the right to patch nodes, and the policy.
+func tainting() *apiServer {
+	s := newAPIServer()
+	s.rights = []string{"patch nodes"}
+	return s
+}
+
+// anyAccount has no policy that looks at the role of a ServiceAccount.
+func anyAccount() *apiServer {
+	s := direct()
+	s.token = func(_, _ string, spec authenticationv1.TokenRequestSpec) error { return shaped(spec) }
+	return s
+}
+
+// TestAuthorityNotAsTold: each way in which an authority can be another than told is a Fault that says what and what to do.
+func TestAuthorityNotAsTold(t *testing.T) {
+	type tokenSpec = authenticationv1.TokenRequestSpec
+	// unless grants what the policies would refuse, if it is such a token.
+	unless := func(such func(account string, spec tokenSpec) bool) func(*apiServer) {
+		return func(s *apiServer) {
+			before := s.token
+			s.token = func(who, account string, spec tokenSpec) error {
+				if such(account, spec) {
+					return nil
+				}
+				return before(who, account, spec)
+			}
+		}
+	}
+	all := func(string, tokenSpec) bool { return true }
+	holds := func(right string) func(*apiServer) {
+		return func(s *apiServer) { s.rights = append(s.rights, right) }
+	}
+	extra := func(key string, values ...string) func(*apiServer) {
+		return func(s *apiServer) { s.user.Extra["authentication.kubernetes.io/"+key] = values }
+	}
+	taint := func(c *authority.Config) { c.StartupTaint = true }
+	for _, c := range []struct {
+		name   string
+		kind   authority.Kind
+		spoil  func(*apiServer)
+		change func(*authority.Config)
+		want   []string
+	}{
+		{"direct-policy-matches-nobody", authority.Direct, unless(all), nil, []string{
+			"granted what it must be refused", "a token for the API server", "that names no role", "longer",
+			"apply the policies of manifests/policies/direct-tokens", "have them name " + agent,
+		}},
+		{"direct-default-audience", authority.Direct, unless(func(_ string, s tokenSpec) bool { return len(s.Audiences) == 0 }), nil,
+			[]string{"refused: a token for the API server;"}},
+		{"direct-any-audience", authority.Direct, unless(func(_ string, s tokenSpec) bool { return len(s.Audiences) == 1 }), nil,
+			[]string{"an audience that nobody allowed"}},
+		{"direct-two-audiences", authority.Direct, unless(func(_ string, s tokenSpec) bool { return len(s.Audiences) == 2 }), nil,
+			[]string{"two audiences;"}},
+		{"direct-unbound", authority.Direct, unless(func(_ string, s tokenSpec) bool { return s.BoundObjectRef == nil }), nil,
+			[]string{"not bound to a pod;"}},
+		{"direct-bound-by-name", authority.Direct, unless(func(_ string, s tokenSpec) bool { return s.BoundObjectRef != nil && s.BoundObjectRef.UID == "" }), nil,
+			[]string{"by its name alone;"}},
+		{"direct-too-long", authority.Direct, unless(func(_ string, s tokenSpec) bool { return *s.ExpirationSeconds > 21600 }), nil,
+			[]string{"lives longer;"}},
+		{"direct-any-account", authority.Direct, unless(func(account string, _ tokenSpec) bool { return account != "podrole" }), nil,
+			[]string{"names no role;"}},
+		// What a request makes no sense for is no refusal: the policies had let it pass.
+		{"direct-refused-by-accident", authority.Direct, func(s *apiServer) {
+			before := s.token
+			s.token = func(who, account string, spec tokenSpec) error {
+				if account != "podrole" {
+					return apierrors.NewBadRequest("cannot bind token for serviceaccount to pod of another")
+				}
+				return before(who, account, spec)
+			}
+		}, nil, []string{"names no role;"}},
+		{"direct-and-node", authority.Direct, holds("impersonate:associated-node nodes.authentication.k8s.io"), nil,
+			[]string{"may do more than it was told to: impersonate:associated-node nodes.authentication.k8s.io;"}},
+		{"node-and-direct", authority.Node, holds("create serviceaccounts/token"), nil, []string{"create serviceaccounts/token;"}},
+		{"node-and-all-pods", authority.Node, holds("list pods"), nil, []string{"list pods;"}},
+		{"node-policy-is-missing", authority.Node, unless(func(_ string, s tokenSpec) bool { return len(s.Audiences) == 0 }), nil,
+			[]string{"a token for the API server;", "manifests/policies/node-tokens"}},
+		{"node-reads-all-pods", authority.Node, func(s *apiServer) {
+			s.list = func(who, _ string) error {
+				if who != own {
+					return forbidden("pods")
+				}
+				return nil
+			}
+		}, nil, []string{"reading the pods of all nodes;"}},
+		{"node-may-be-another", authority.Node, func(s *apiServer) {
+			s.list = func(_, selector string) error {
+				if selector == "" {
+					return forbidden("pods")
+				}
+				return nil
+			}
+		}, nil, []string{"acting as another node;"}},
+		{"none-but-tokens", authority.None, holds("create serviceaccounts/token"), nil, []string{"create serviceaccounts/token;"}},
+		{"administrator", authority.Direct, holds("everything"), nil, []string{"* *", "get secrets", "--token-authority=unverified"}},
+		{"patches-nodes", authority.Direct, holds("patch nodes"), nil, []string{"patch nodes;"}},
+		{"taint-policy-is-missing", authority.Direct, func(s *apiServer) {
+			s.patch = func(dryRun []string) error {
+				if len(dryRun) != 1 || dryRun[0] != "All" {
+					panic("a change that is not a dry run")
+				}
+				return nil
+			}
+		}, taint, []string{"labelling the Node;", "manifests/overlays/startup-taint;"}},
+		{"no-service-account", authority.Direct, func(s *apiServer) { s.user.Username = "kubernetes-admin" }, nil,
+			[]string{"kubernetes-admin, which is no ServiceAccount", "unverified"}},
+		{"unbound-token", authority.Direct, extra("pod-uid"), nil, []string{"is not bound to a pod on a node", "1.30"}},
+		{"another-node", authority.Direct, extra("node-name", "node-2"), nil, []string{"on node node-2, not node-1", "--node-name"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := map[authority.Kind]func() *apiServer{
+					authority.Direct: direct, authority.Node: node, authority.None: newAPIServer,
+				}[c.kind]()
+				if c.spoil != nil {
+					c.spoil(s)
+				}
+				var warned []string
+				began := time.Now()
+				err := verify(t, s, c.kind, func(cfg *authority.Config) {
+					cfg.Warn = func(f *authority.Fault) { warned = append(warned, f.Error()) }
+					if c.change != nil {
+						c.change(cfg)
+					}
+				})
+				if _, ok := errors.AsType[*authority.Fault](err); !ok {
+					t.Fatalf("got %v, want a Fault", err)
+				}
+				for _, want := range c.want {
+					if !strings.Contains(err.Error(), want) {
+						t.Errorf("%q is not in: %v", want, err)
+					}
+				}
+				if took := time.Since(began); took < 30*time.Second || took > 31*time.Second || len(warned) != 1 || warned[0] != err.Error() {
+					t.Errorf("after %s, having warned %q", took, warned)
+				}
+			})
+		})
+	}
+}
+
+// TestLackingAuthority: what an agent may not do is said at once, with what to do, ends nothing, and passes when it is mended.
+func TestLackingAuthority(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		server func() *apiServer
+		kind   authority.Kind
+		spoil  func(*apiServer)
+		change func(*authority.Config)
+		mend   func(*apiServer)
+		want   []string
+	}{
+		{"direct-no-right", direct, authority.Direct, func(s *apiServer) { s.token = noToken }, nil,
+			func(s *apiServer) { s.token = direct().token },
+			[]string{"a token for sts.amazonaws.com of 6h0m0s is refused", "apply manifests/policies/direct-tokens"}},
+		{"direct-longer-than-the-policy", direct, authority.Direct, nil, func(c *authority.Config) { c.Lifetime = 12 * time.Hour }, nil,
+			[]string{"of 12h0m0s is refused", "--token-lifetime"}},
+		{"direct-other-audience", direct, authority.Direct, nil, func(c *authority.Config) { c.Audiences = append(c.Audiences, "other") }, nil,
+			[]string{"a token for other of", "--audiences"}},
+		{"node-before-1.36", node, authority.Node, func(s *apiServer) { s.token, s.list = noToken, noPods }, nil,
+			func(s *apiServer) { s.token, s.list = node().token, node().list },
+			[]string{"is refused", "Kubernetes 1.36"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := c.server()
+				if c.spoil != nil {
+					c.spoil(s)
+				}
+				var faults []*authority.Fault
+				ended := make(chan error, 1)
+				ctx, cancel := context.WithCancel(t.Context())
+				defer cancel()
+				cfg := configure(s, c.kind)
+				cfg.Warn = func(f *authority.Fault) { faults = append(faults, f) }
+				if c.change != nil {
+					c.change(&cfg)
+				}
+				go func() { ended <- authority.Verify(ctx, cfg) }()
+				time.Sleep(time.Hour)
+				synctest.Wait()
+				if len(ended) > 0 || len(faults) != 1 || !faults[0].Lacking {
+					t.Fatalf("after an hour: ended %d, told of %v", len(ended), faults)
+				}
+				for _, want := range c.want {
+					if !strings.Contains(faults[0].Error(), want) {
+						t.Errorf("%q is not in: %v", want, faults[0])
+					}
+				}
+				if c.mend == nil {
+					cancel()
+					<-ended
+					return
+				}
+				s.mu.Lock()
+				c.mend(s)
+				s.mu.Unlock()
+				if err := <-ended; err != nil {
+					t.Errorf("mended, got %v", err)
+				}
+			})
+		})
+	}
+}
+
+// TestTooMuchCountsMore: an agent that lacks what it needs and is granted what it must not be does not go on trying.
+func TestTooMuchCountsMore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := direct()
+		s.token = func(_, _ string, spec authenticationv1.TokenRequestSpec) error {
+			if len(spec.Audiences) == 0 {
+				return nil
+			}
+			return forbidden("serviceaccounts")
+		}
+		err := verify(t, s, authority.Direct, nil)
+		if fault, ok := errors.AsType[*authority.Fault](err); !ok || fault.Lacking {
+			t.Errorf("got %v, want what is too much", err)
+		}
+	})
+}
+
+// TestFaultsThatPass: a policy that comes into force after the right, and an API server that is away, even for long, end
+// nothing.
+func TestFaultsThatPass(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := direct()
+		bounded := s.token
+		s.token = func(string, string, authenticationv1.TokenRequestSpec) error { return nil }
+		go func() {
+			time.Sleep(25 * time.Second)
+			s.mu.Lock()
+			s.down = apierrors.NewServiceUnavailable("away")
+			s.mu.Unlock()
+			time.Sleep(time.Hour)
+			s.mu.Lock()
+			s.down = nil
+			s.mu.Unlock()
+			time.Sleep(25 * time.Second)
+			s.mu.Lock()
+			s.token = bounded
+			s.mu.Unlock()
+		}()
+		var log bytes.Buffer
+		began := time.Now()
+		err := verify(t, s, authority.Direct, func(c *authority.Config) { c.Logger = slog.New(slog.NewTextHandler(&log, nil)) })
+		if took := time.Since(began); err != nil || took < time.Hour+50*time.Second || took > time.Hour+56*time.Second {
+			t.Errorf("got %v after %s", err, took)
+		}
+		for _, want := range []string{"not as told; trying again", "cannot be verified yet", "authority verified"} {
+			if !strings.Contains(log.String(), want) {
+				t.Errorf("the log lacks %q:\n%s", want, &log)
+			}
+		}
+	})
+}
+
+// TestVerifyEndsWithItsContext: and that is no Fault.
+func TestVerifyEndsWithItsContext(t *testing.T) {
+	for _, down := range []error{
+		errors.New("connection refused"), apierrors.NewUnauthorized("expired"), apierrors.NewTooManyRequests("slow down", 1),
+		apierrors.NewTimeoutError("too late", 1), apierrors.NewInternalError(errors.New("no store")),
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			s := direct()
+			s.down = down
+			ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+			defer cancel()
+			err := authority.Verify(ctx, authority.Config{
+				Kind: authority.Direct, Node: "node-1", Own: s.as(""), Audiences: []string{"a"}, Logger: slog.New(slog.DiscardHandler),
+			})
+			if !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("%v: got %v", down, err)
+			}
+			if s.asked > 1000 {
+				t.Errorf("%d questions in an hour", s.asked)
+			}
+		})
+	}
+}
