@@ -101,6 +101,25 @@ func TestDaemonSetIsHardened(t *testing.T) {
 	}
 }
 
+// TestTokenLivesForADay: the agent's own token is none of the year that the API server makes of an hour.
+func TestTokenLivesForADay(t *testing.T) {
+	pod := decode(t)["DaemonSet"].(*appsv1.DaemonSet).Spec.Template.Spec
+	if pod.AutomountServiceAccountToken == nil || *pod.AutomountServiceAccountToken {
+		t.Error("a token is mounted that nobody asked for")
+	}
+	for _, v := range pod.Volumes {
+		if v.Projected == nil {
+			continue
+		}
+		for _, source := range v.Projected.Sources {
+			if token := source.ServiceAccountToken; token != nil && token.ExpirationSeconds != nil && *token.ExpirationSeconds == 24*60*60 {
+				return
+			}
+		}
+	}
+	t.Error("no volume has a token for a day")
+}
+
 // TestUpdatesOverlap: two agents are on a node during an update, and each is probed by itself.
 func TestUpdatesOverlap(t *testing.T) {
 	daemons := decode(t)["DaemonSet"].(*appsv1.DaemonSet).Spec

@@ -104,7 +104,7 @@ func (s *stage) steal(ctx context.Context) (t *stolen, undo func() error, err er
 // mountedToken reads the token that a pod has of its ServiceAccount.
 func mountedToken(n *kube.Node, pod corev1.Pod) (string, error) {
 	pattern := n.Machine.File(filepath.Join(
-		"/var/lib/kubelet/pods", string(pod.UID), "volumes/kubernetes.io~projected/kube-api-access-*/token"))
+		"/var/lib/kubelet/pods", string(pod.UID), "volumes/kubernetes.io~projected/kube-api-access/token"))
 	files, err := filepath.Glob(pattern)
 	if err != nil || len(files) != 1 {
 		return "", fmt.Errorf("find token of %s: %d files like %s: %w", pod.Name, len(files), pattern, err)

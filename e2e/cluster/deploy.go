@@ -127,7 +127,7 @@ func (d deployment) kustomization(folder, root string) ([]byte, error) {
 		k["replacements"] = []any{map[string]any{
 			"source": map[string]string{"kind": "ServiceAccount", "name": agentName, "fieldPath": "metadata.namespace"},
 			"targets": []any{map[string]any{
-				"select":     map[string]string{"kind": "ValidatingAdmissionPolicy", "name": "podrole-token-.*"},
+				"select":     map[string]string{"kind": "ValidatingAdmissionPolicy", "name": "podrole-(token-.*|startup-taint)"},
 				"fieldPaths": []string{"spec.matchConditions.[name=agent].expression"},
 				"options":    map[string]any{"delimiter": ":", "index": 2},
 			}},

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -26,11 +27,11 @@ func (s *stage) moved(ctx context.Context) (err error) {
 	}()
 	d := overlay("eks-web-identity")
 	d.namespace = elsewhere
-	s.check("in another namespace, where no policy matches it, the agent does not start, and says what to do", func() (string, error) {
+	s.check("in another namespace, where no policy matches it, the agent does not become Ready, and says what to do", func() (string, error) {
 		if said, err := s.staysOut(ctx, d, elsewhere, "have them name system:serviceaccount:"+elsewhere+":podrole"); err != nil {
 			return said, err
 		}
-		return s.ends(ctx, elsewhere)
+		return s.staysUnready(ctx, elsewhere)
 	})
 	d.followed = true
 	if !s.check("with policies that follow it there, it starts", func() (string, error) { return "", s.deploy(ctx, d) }) {
@@ -57,21 +58,7 @@ func (s *stage) staysOut(ctx context.Context, d deployment, namespace, says stri
 	if err := s.apply(ctx, d); err != nil {
 		return "", err
 	}
-	err = eventually(ctx, time.Minute, func(ctx context.Context) error {
-		out, err := s.kube.Kubectl(ctx, "get", "events", "--all-namespaces",
-			"--field-selector=reason=PodroleAuthority", "-o", "jsonpath={range .items[*]}{.message}{\"\\n\"}{end}")
-		if err != nil {
-			return err
-		}
-		for line := range strings.Lines(out) {
-			if strings.Contains(line, says) {
-				said = strings.TrimSpace(line)
-				return nil
-			}
-		}
-		return fmt.Errorf("no Event of a Node says %q; there are: %s", says, out)
-	})
-	if err != nil {
+	if said, err = s.eventSays(ctx, metav1.NamespaceAll, "PodroleAuthority", says); err != nil {
 		return "", err
 	}
 	daemons, err := s.kube.Admin.AppsV1().DaemonSets(namespace).Get(ctx, agentName, metav1.GetOptions{})
@@ -88,37 +75,57 @@ func (s *stage) staysOut(ctx context.Context, d deployment, namespace, says stri
 		return said, errors.New("no new agent was started")
 	}
 	for _, p := range pods.Items {
-		for _, c := range p.Status.Conditions {
-			if c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue {
-				return said, fmt.Errorf("%s on %s is Ready", p.Name, p.Spec.NodeName)
-			}
+		if isReady(p) {
+			return said, fmt.Errorf("%s on %s is Ready", p.Name, p.Spec.NodeName)
 		}
 	}
 	return said, nil
 }
 
-// ends waits until an agent in a namespace has given up, and returns its last words.
-func (s *stage) ends(ctx context.Context, namespace string) (string, error) {
-	var last string
-	return last, eventually(ctx, 90*time.Second, func(ctx context.Context) error {
+// staysUnready holds that no agent in a namespace becomes Ready for some time, and returns what kubectl describe says of it.
+func (s *stage) staysUnready(ctx context.Context, namespace string) (string, error) {
+	deadline := time.Now().Add(unreadyFor)
+	for time.Now().Before(deadline) {
 		pods, err := s.kube.Admin.CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{})
+		if err != nil {
+			return "", err
+		}
+		for _, p := range pods.Items {
+			if isReady(p) {
+				return "", fmt.Errorf("%s on %s is Ready", p.Name, p.Spec.NodeName)
+			}
+		}
+		if err := pause(ctx, time.Second); err != nil {
+			return "", err
+		}
+	}
+	return s.eventSays(ctx, namespace, "Unhealthy", "not ready: token authority")
+}
+
+// eventSays waits for an Event with a reason that says something, and returns its message. namespace is empty for all.
+func (s *stage) eventSays(ctx context.Context, namespace, reason, says string) (message string, err error) {
+	return message, eventually(ctx, 30*time.Second, func(ctx context.Context) error {
+		events, err := s.kube.Admin.CoreV1().Events(namespace).List(ctx, metav1.ListOptions{FieldSelector: "reason=" + reason})
 		if err != nil {
 			return err
 		}
-		for _, p := range pods.Items {
-			for _, c := range p.Status.ContainerStatuses {
-				if c.RestartCount == 0 && c.State.Terminated == nil {
-					continue
-				}
-				log, err := s.kube.Kubectl(ctx, "-n", namespace, "logs", p.Name, "--previous="+fmt.Sprint(c.State.Terminated == nil))
-				if err != nil {
-					return err
-				}
-				lines := strings.Split(strings.TrimSpace(log), "\n")
-				last = shorten(lines[len(lines)-1])
+		var others []string
+		for _, e := range events.Items {
+			if strings.Contains(e.Message, says) {
+				message = shorten(e.Message)
 				return nil
 			}
+			others = append(others, e.Message)
 		}
-		return errors.New("no agent has ended")
+		return fmt.Errorf("no Event %s says %q; there are: %q", reason, says, others)
+	})
+}
+
+// unreadyFor is how long an agent is looked at that must not become Ready.
+const unreadyFor = 20 * time.Second
+
+func isReady(p corev1.Pod) bool {
+	return slices.ContainsFunc(p.Status.Conditions, func(c corev1.PodCondition) bool {
+		return c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue
 	})
 }

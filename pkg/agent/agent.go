@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"k8s.io/klog/v2"
 
+	"github.com/podrole/podrole/pkg/authority"
 	"github.com/podrole/podrole/pkg/cache"
 	"github.com/podrole/podrole/pkg/config"
 	"github.com/podrole/podrole/pkg/identity"
@@ -44,7 +45,7 @@ func Run(ctx context.Context, cfg config.Config, logger *slog.Logger) (err error
 	}
 	a.health = &health{
 		every: cfg.Redirect.Sweep, logger: logger, report: a.metrics.RedirectChecked,
-		warn: func(reason, message string) { a.events.WarnNode(reason, message) },
+		warn: func(reason, message string) { a.events.WarnNode(reason, message) }, untrusted: a.untrusted,
 	}
 	links, err := openLinks(cfg, logger)
 	if err != nil {
@@ -129,8 +130,8 @@ type agent struct {
 	known       metadata.Static  // of the node, by flags
 	metadata    *metadata.Store
 	health      *health
-	verified    chan struct{} // closed when the authority is
-	lacking     atomic.Bool   // it is less than told
+	verified    chan struct{}                   // closed when the authority is
+	fault       atomic.Pointer[authority.Fault] // what was last found wrong with it; nil: nothing
 }
 
 // telemetry makes the metrics. They are read once the agent runs, when all parts are there.
@@ -361,7 +362,7 @@ func (a *agent) run(ctx context.Context) error {
 	workers.Go(func() error { return a.sandboxes.Run(work) })
 	workers.Go(func() error { return a.cache.Run(work) })
 	workers.Go(func() error { repeat(work, time.Minute, a.assignments.expire); return nil })
-	workers.Go(func() error { return a.verifyAuthority(work) })
+	workers.Go(func() error { a.verifyAuthority(work); return nil })
 	workers.Go(func() error { a.settle(work); return nil })
 	if a.state != nil {
 		workers.Go(func() error { repeat(work, time.Hour, a.rotateKeys); return nil })

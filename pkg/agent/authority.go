@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/podrole/podrole/pkg/authority"
@@ -9,33 +10,28 @@ import (
 	"github.com/podrole/podrole/pkg/telemetry"
 )
 
-// verifyAuthority holds what the agent may do against what it was told that it may, and lets it request tokens and lead pods
-// here once that is the same. It returns an *authority.Fault if it is not.
-func (a *agent) verifyAuthority(ctx context.Context) error {
+// verifyAuthority holds what the agent may do against what it was told that it may, until that is the same, and lets it
+// request tokens and lead pods here then.
+func (a *agent) verifyAuthority(ctx context.Context) {
 	err := authority.Verify(ctx, authority.Config{
 		Kind:         a.tokenAuthority(),
 		Node:         a.cfg.Cluster.NodeName,
 		Own:          a.kube.client,
 		AsNode:       a.kube.node,
 		AsAnother:    a.kube.another,
+		Another:      anotherNode(a.cfg),
+		WithToken:    a.kube.withToken,
 		Audiences:    a.cfg.STS.Audiences,
 		Lifetime:     a.cfg.STS.TokenLifetime,
 		AnyAccount:   a.cfg.Roles.DefaultRole != "" || a.cfg.Roles.PodRoleAnnotations,
 		StartupTaint: a.cfg.Cluster.StartupTaint != "",
-		Warn: func(f *authority.Fault) {
-			a.lacking.Store(f.Lacking)
-			a.events.WarnNode(telemetry.EventAuthority, f.Error())
-		},
-		Logger: a.logger,
+		Found:        a.fault.Store,
+		Warn:         func(f *authority.Fault) { a.events.WarnNode(telemetry.EventAuthority, f.Error()) },
+		Logger:       a.logger,
 	})
-	switch {
-	case ctx.Err() != nil: // told to end before
-		return nil
-	case err != nil:
-		return err
+	if err == nil { // else the agent is told to end
+		close(a.verified)
 	}
-	close(a.verified)
-	return nil
 }
 
 // tokenAuthority is the one that the agent is to have.
@@ -49,10 +45,36 @@ func (a *agent) tokenAuthority() authority.Kind {
 	return a.cfg.STS.TokenAuthority
 }
 
-// trusted waits until the authority is verified. It does not wait where the API server does not answer, or this agent may do
-// less than it was told, if it is left alone with sessions that are still good: no token is requested then, and nobody else
-// would serve them. It returns false if ctx ends first.
+// errUnverified says that the authority is not verified yet.
+var errUnverified = errors.New("token authority is not verified yet")
+
+// untrusted returns why the authority is not as told, as far as is known, and nil once it is, or while the API server does
+// not answer.
+func (a *agent) untrusted() error {
+	select {
+	case <-a.verified:
+		return nil
+	default:
+	}
+	if fault := a.fault.Load(); fault != nil {
+		return fault
+	}
+	if a.kube.reach != nil && !a.kube.reach.Answered() {
+		return nil
+	}
+	return errUnverified
+}
+
+// trusted waits until the authority is verified. An agent that is left alone does not wait to serve sessions that are still
+// good, for which nobody needs a token, nor while the API server does not answer; unless it is known to be granted more than
+// it was told. It returns false if ctx ends first.
 func (a *agent) trusted(ctx context.Context) bool {
+	may := func() bool {
+		return servesUnverified(a.fault.Load(), a.kube.reach.Answered(), a.othersServe(), a.holdsSessions())
+	}
+	if a.kube.reach != nil && !a.kube.reach.Answered() && may() { // that has been waited for
+		return true
+	}
 	for {
 		select {
 		case <-a.verified:
@@ -60,14 +82,17 @@ func (a *agent) trusted(ctx context.Context) bool {
 		case <-ctx.Done():
 			return false
 		case <-time.After(patience):
-			if a.kube.reach == nil {
-				continue
-			}
-			if !a.kube.reach.Answered() || a.lacking.Load() && a.holdsSessions() && !a.othersServe() {
+			if a.kube.reach != nil && may() {
 				return true
 			}
 		}
 	}
+}
+
+// servesUnverified reports whether an agent is to lead pods to itself before its authority is verified.
+func servesUnverified(fault *authority.Fault, apiAnswers, othersServe, holdsSessions bool) bool {
+	tooMuch := fault != nil && !fault.Lacking
+	return !tooMuch && !othersServe && (!apiAnswers || holdsSessions)
 }
 
 // holdsSessions reports whether there is any session to serve.

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -22,7 +23,9 @@ type health struct {
 	logger *slog.Logger
 	report func(repaired, intact bool)  // to the metrics
 	warn   func(reason, message string) // to the node's owner
-	gone   func() bool                  // whether --state-dir was deleted; nil without one
+	// untrusted is why the agent is not to be taken for ready, though it may serve what it has. Nil where it always is.
+	untrusted func() error
+	gone      func() bool // whether --state-dir was deleted; nil without one
 
 	mu        sync.Mutex // guards the following
 	dead      bool       // it was said that only a restart helps
@@ -94,11 +97,23 @@ func (h *health) intact() bool {
 	return true
 }
 
-// ready reports whether pods are led here and the redirect was whole when it was looked at, not long ago.
-func (h *health) ready() bool {
+// ready returns nil if pods are led here, the redirect was whole when it was looked at, not long ago, and the agent's
+// authority is as told; else why not.
+func (h *health) ready() error {
+	if h.untrusted != nil {
+		if err := h.untrusted(); err != nil {
+			return err
+		}
+	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return h.installed && h.intact()
+	switch {
+	case !h.installed:
+		return errors.New("pods are not redirected here yet")
+	case !h.intact():
+		return errors.New("pods are not redirected here as they should be")
+	}
+	return nil
 }
 
 // alive reports whether the agent can do its work without a restart. It cannot when --state-dir was deleted on the node: in a

@@ -23,7 +23,7 @@ func TestReadyMeansWholeAndLookedAfter(t *testing.T) {
 		}, warn: func(reason, _ string) { told = append(told, reason) }}
 		expect := func(want bool, when string) {
 			t.Helper()
-			if h.ready() != want {
+			if (h.ready() == nil) != want {
 				t.Errorf("ready = %v %s", !want, when)
 			}
 		}

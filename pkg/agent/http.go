@@ -24,8 +24,8 @@ func handler(metrics http.Handler, health *health) http.Handler {
 		_, _ = w.Write([]byte("ok\n"))
 	})
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
-		if !health.ready() {
-			http.Error(w, "not ready: pods are not redirected here, or not as they should be", http.StatusServiceUnavailable)
+		if err := health.ready(); err != nil {
+			http.Error(w, "not ready: "+err.Error(), http.StatusServiceUnavailable)
 			return
 		}
 		_, _ = w.Write([]byte("ok\n"))

@@ -180,8 +180,8 @@ func testStandsBy(t *testing.T, heard bool) {
 	if _, broken := rules.state(); !broken {
 		t.Error("another agent's rules were changed")
 	}
-	if !k.health.ready() || k.owns.Load() || *regained != 0 {
-		t.Errorf("standing by: ready %t, owns %t, regained %d", k.health.ready(), k.owns.Load(), *regained)
+	if k.health.ready() != nil || k.owns.Load() || *regained != 0 {
+		t.Errorf("standing by: ready %v, owns %t, regained %d", k.health.ready(), k.owns.Load(), *regained)
 	}
 
 	c.set(true, nil)
@@ -202,14 +202,14 @@ func TestWhoseItIsCannotBeToldOfIt(t *testing.T) {
 		c.set(true, errors.New("no folder"))
 		rules.damage()
 		synctest.Wait()
-		if _, broken := rules.state(); !broken || k.health.ready() {
-			t.Errorf("broken %t, ready %t", broken, k.health.ready())
+		if _, broken := rules.state(); !broken || k.health.ready() == nil {
+			t.Errorf("broken %t, ready %v", broken, k.health.ready())
 		}
 		c.set(true, nil)
 		time.Sleep(time.Minute)
 		synctest.Wait()
-		if _, broken := rules.state(); broken || !k.health.ready() {
-			t.Errorf("after the folder is back: broken %t, ready %t", broken, k.health.ready())
+		if _, broken := rules.state(); broken || k.health.ready() != nil {
+			t.Errorf("after the folder is back: broken %t, ready %v", broken, k.health.ready())
 		}
 	})
 }
@@ -287,8 +287,8 @@ func TestLooksAgainAfterAFault(t *testing.T) {
 		rules.damage()
 		time.Sleep(3 * repairAgain)
 		synctest.Wait()
-		if _, broken := rules.state(); broken || !k.health.ready() {
-			t.Errorf("after some seconds: broken %t, ready %t", broken, k.health.ready())
+		if _, broken := rules.state(); broken || k.health.ready() != nil {
+			t.Errorf("after some seconds: broken %t, ready %v", broken, k.health.ready())
 		}
 	})
 }

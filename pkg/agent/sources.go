@@ -23,6 +23,7 @@ type kube struct {
 	client  kubernetes.Interface            // as the agent itself; nil where there is no API server
 	node    kubernetes.Interface            // as the agent's node, with authority.Node; else the same
 	another kubernetes.Interface            // as another node, with authority.Node: what must be refused
+	rest    *rest.Config                    // nil where there is no API server
 	pulse   *identity.Pulse                 // of the watch of pods; nil where there is no API server
 	reach   *identity.Reach                 // nil where there is no API server
 	run     func(ctx context.Context) error // follows the source itself; nil where informers do all
@@ -65,12 +66,12 @@ func openKube(cfg config.Config, logger *slog.Logger) (kube, error) {
 	if err != nil {
 		return kube{}, fmt.Errorf("make Kubernetes metadata client: %w", err)
 	}
-	k := kube{client: client, node: client, pulse: new(identity.Pulse), reach: new(identity.Reach)}
+	k := kube{client: client, node: client, rest: rc, pulse: new(identity.Pulse), reach: new(identity.Reach)}
 	if cfg.STS.TokenAuthority == authority.Node {
 		if k.node, err = actingAs(rc, cfg.Cluster.NodeName); err != nil {
 			return kube{}, err
 		}
-		if k.another, err = actingAs(rc, cfg.Cluster.NodeName+".another"); err != nil {
+		if k.another, err = actingAs(rc, anotherNode(cfg)); err != nil {
 			return kube{}, err
 		}
 	}
@@ -78,6 +79,16 @@ func openKube(cfg config.Config, logger *slog.Logger) (kube, error) {
 		Client: k.node, Objects: objects, Node: cfg.Cluster.NodeName, Quiet: quiet(), Pulse: k.pulse, Reach: k.reach,
 	}.Sources()
 	return k, nil
+}
+
+// anotherNode is the name of a node that is not this one, and likely of none.
+func anotherNode(cfg config.Config) string { return cfg.Cluster.NodeName + ".another" }
+
+// withToken returns a client with a bearer token in the place of the agent's own credentials.
+func (k kube) withToken(token string) (kubernetes.Interface, error) {
+	rc := rest.AnonymousClientConfig(k.rest)
+	rc.BearerToken = token
+	return kubernetes.NewForConfig(rc)
 }
 
 // actingAs returns a client that impersonates a node.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"time"
 
 	"k8s.io/client-go/kubernetes"
@@ -28,9 +29,18 @@ const (
 	Unverified Kind = "unverified"
 )
 
-// defaultSettle is how long a fault of the authority may last before it counts. Rights and policies that are applied
-// together come into force one after the other, within some seconds.
-const defaultSettle = 30 * time.Second
+const (
+	// warnAfter is how long a Fault must last to be told of. Rights and policies that are applied together come into force
+	// one after the other, as they do when an API server starts.
+	warnAfter = 5 * time.Second
+	// shortest and longest are the times between two passes: at first as they may be needed, then so that a cluster full of
+	// agents with a fault is no burden.
+	shortest, longest = 250 * time.Millisecond, time.Minute
+	// atOnce is how many rights are asked for at the same time.
+	atOnce = 8
+	// requestTimeout is how long one request may take.
+	requestTimeout = 10 * time.Second
+)
 
 // Config is what is to be verified.
 type Config struct {
@@ -40,8 +50,9 @@ type Config struct {
 	Own kubernetes.Interface
 	// AsNode is the API server as the agent acting as its own node. Required for Node.
 	AsNode kubernetes.Interface
-	// AsAnother is the same as another node, which there need not be. Required for Node.
+	// AsAnother is the same as another node, called Another, which there need not be. Required for Node.
 	AsAnother kubernetes.Interface
+	Another   string
 	// Audiences are those of the tokens that the agent is going to ask for. At least one for Direct and Node.
 	Audiences []string
 	// Lifetime is how long those are asked to live.
@@ -50,53 +61,59 @@ type Config struct {
 	AnyAccount bool
 	// StartupTaint is whether the agent is to take a taint off its Node.
 	StartupTaint bool
-	// Settle is how long a Fault may last before it counts. Default 30 s.
-	Settle time.Duration
-	// Warn is told of a Fault when it is found, though it may still pass. Optional.
+	// WithToken returns the API server as whoever has a bearer token. Required for Direct and Node.
+	WithToken func(token string) (kubernetes.Interface, error)
+	// Found is told what each pass found: nil if all is as told. It is not told of a pass that could not be finished. Optional.
+	Found func(*Fault)
+	// Warn is told of a Fault that lasts, and of passes that cannot be finished, once each. Optional.
 	Warn   func(*Fault)
 	Logger *slog.Logger // required
 }
 
-// Verify returns nil once the API server has shown the authority to be as told. If it is more than that for as long as
-// Settle, Verify returns the *Fault. While it is less, or the API server cannot be reached, it goes on trying: that does no
-// harm, and may pass. It returns the context's error if ctx ends before.
+// Verify returns nil once the API server has shown the authority to be as told. Until then it goes on trying: what is wrong
+// with rights and policies is mended while agents run. It returns the context's error if ctx ends before.
 func Verify(ctx context.Context, c Config) error {
 	if c.Kind == Unverified {
 		return nil
 	}
-	if c.Settle == 0 {
-		c.Settle = defaultSettle
+	if c.Found == nil {
+		c.Found = func(*Fault) {}
 	}
 	if c.Warn == nil {
 		c.Warn = func(*Fault) {}
 	}
-	const shortest, longest = 250 * time.Millisecond, 10 * time.Second
-	var last *Fault
-	var since time.Time // when the last Fault, or another like it, was found first
+	var last, warned string // what was found, and what of it was told
+	var since time.Time     // when last was found first
 	for wait := shortest; ; wait = min(2*wait, longest) {
 		err := c.verify(ctx)
-		if err == nil {
-			return nil
-		}
 		if ctx.Err() != nil {
 			return fmt.Errorf("verify authority: %w", context.Cause(ctx))
 		}
 		fault, faulty := errors.AsType[*Fault](err)
-		switch {
-		case !faulty:
-			c.Logger.Info("authority cannot be verified yet", "retry_in", wait, "error", err)
-		case last == nil || last.Lacking != fault.Lacking:
-			since = time.Now()
-			c.Logger.Warn("authority is not as told; trying again, as rights and policies may be on their way", "error", fault)
-			c.Warn(fault)
-		case !fault.Lacking && time.Since(since) >= c.Settle:
-			return fault
+		if err == nil || faulty {
+			c.Found(fault)
 		}
-		if last = fault; faulty && !fault.Lacking {
-			wait = min(wait, max(c.Settle-time.Since(since), shortest))
+		if err == nil {
+			return nil
+		}
+		if !faulty {
+			fault = c.fault("see to the API server and its admission webhooks", "it cannot be verified: %v", err)
+			fault.Lacking = true
+		}
+		kind := fmt.Sprint(faulty, fault.Lacking)
+		if kind != last {
+			last, since = kind, time.Now()
+		}
+		switch lasting := time.Since(since) >= warnAfter; {
+		case lasting && kind != warned:
+			warned = kind
+			c.Logger.Error("this agent does not serve, or no longer than its sessions last, until its authority is as told", "error", fault)
+			c.Warn(fault)
+		default:
+			c.Logger.Info("authority is not verified yet", "error", fault)
 		}
 		select {
-		case <-time.After(wait):
+		case <-time.After(wait/2 + rand.N(wait)):
 		case <-ctx.Done():
 		}
 	}
@@ -104,14 +121,12 @@ func Verify(ctx context.Context, c Config) error {
 
 // verify asks all there is to ask, once.
 func (c Config) verify(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
-	defer cancel()
 	self, err := c.whoAmI(ctx)
 	if err != nil {
 		return err
 	}
 	c.Logger.Debug("the API server takes this agent for", "user", self.User, "node", self.Node, "pod", self.Pod)
-	if err := c.review(ctx); err != nil {
+	if err := c.review(ctx, self); err != nil {
 		return err
 	}
 	needs, refusals := c.questions(self)

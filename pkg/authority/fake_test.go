@@ -29,11 +29,14 @@ type apiServer struct {
 	user   authenticationv1.UserInfo
 	rights []string // such as "create serviceaccounts/token", beyond those of everybody
 	// token, list and patch decide on requests: nil is granted.
-	token func(who, account string, spec authenticationv1.TokenRequestSpec) error
-	list  func(who, selector string) error
-	patch func(dryRun []string) error
-	down  error
-	asked int
+	token   func(who, account string, spec authenticationv1.TokenRequestSpec) error
+	list    func(who, selector string) error
+	patch   func(dryRun []string) error
+	down    error
+	asked   int
+	fail    int // the request that fails with failure; 0: none
+	failure error
+	taken   bool // tokens for AWS are taken by the API server
 }
 
 func newAPIServer() *apiServer {
@@ -115,7 +118,9 @@ func (s *apiServer) as(who string) kubernetes.Interface {
 	clients.PrependReactor("*", "*", func(action clienttesting.Action) (bool, runtime.Object, error) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		s.asked++
+		if s.asked++; s.asked == s.fail {
+			return true, nil, s.failure
+		}
 		if s.down != nil {
 			return true, nil, s.down
 		}
@@ -136,15 +141,24 @@ func (s *apiServer) as(who string) kubernetes.Interface {
 func (s *apiServer) create(who string, a clienttesting.CreateActionImpl) (runtime.Object, error) {
 	switch in := a.Object.(type) {
 	case *authenticationv1.SelfSubjectReview:
+		if strings.HasPrefix(who, "bearer ") && !s.taken {
+			return nil, apierrors.NewUnauthorized("Unauthorized")
+		}
 		in.Status.UserInfo = s.user
 		return in, nil
 	case *authorizationv1.SelfSubjectAccessReview:
 		r := in.Spec.ResourceAttributes
 		text := r.Verb + " " + strings.TrimSuffix(r.Resource+"/"+r.Subresource, "/") + strings.TrimSuffix("."+r.Group, ".")
-		in.Status.Allowed = slices.Contains(s.rights, text) || slices.Contains(s.rights, "everything")
+		in.Status.Allowed = slices.Contains(s.rights, text) || slices.Contains(s.rights, "everything") ||
+			r.Namespace != "" && slices.Contains(s.rights, text+" in "+r.Namespace)
 		return in, nil
 	case *authenticationv1.TokenRequest:
-		return in, s.token(who, a.Name, in.Spec)
+		in.Status.Token = "t-" + a.Namespace + "-" + a.Name
+		account := a.Name
+		if a.Namespace != "podrole" {
+			account = a.Namespace + "/" + a.Name
+		}
+		return in, s.token(who, account, in.Spec)
 	}
 	return nil, errors.New("nobody creates that")
 }

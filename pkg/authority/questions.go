@@ -9,8 +9,10 @@ import (
 	"time"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 )
@@ -43,7 +45,8 @@ func (c Config) questions(s self) (needs, refusals []question) {
 		needs, refusals = c.tokens(c.Own, s)
 		if !c.AnyAccount {
 			refusals = append(refusals, question{"a token of a ServiceAccount that names no role", directTokens, func(ctx context.Context) error {
-				return request(ctx, c.Own, s, "default", c.spec(s))
+				_, err := request(ctx, c.Own, s.Namespace, "default", c.spec(s))
+				return err
 			}})
 		}
 		refusals = append(refusals, c.changed(c.Own, s, "a token bound to a pod by its name alone", func(spec *tokenSpec) {
@@ -52,14 +55,14 @@ func (c Config) questions(s self) (needs, refusals []question) {
 	case Node:
 		needs, refusals = c.tokens(c.AsNode, s)
 		needs = append(needs, question{"reading the pods of the node", nodeTokens, func(ctx context.Context) error {
-			return listPods(ctx, c.AsNode, "spec.nodeName="+c.Node)
+			return listPods(ctx, c.AsNode, c.Node)
 		}})
 		refusals = append(refusals,
 			question{"reading the pods of all nodes", nodeTokens, func(ctx context.Context) error {
 				return listPods(ctx, c.AsNode, "")
 			}},
 			question{"acting as another node", nodeTokens, func(ctx context.Context) error {
-				return listPods(ctx, c.AsAnother, "spec.nodeName="+c.Node)
+				return listPods(ctx, c.AsAnother, c.Another)
 			}},
 		)
 	}
@@ -91,9 +94,16 @@ func (c Config) spec(s self) tokenSpec {
 // makes but a thief of its credentials.
 func (c Config) tokens(who kubernetes.Interface, s self) (needs, refusals []question) {
 	for _, audience := range c.Audiences {
-		needs = append(needs, c.changed(who, s, fmt.Sprintf("a token for %s of %s", audience, c.Lifetime), func(spec *tokenSpec) {
+		what := fmt.Sprintf("a token for %s of %s", audience, c.Lifetime)
+		needs = append(needs, question{what, c.component(), func(ctx context.Context) error {
+			spec := c.spec(s)
 			spec.Audiences = []string{audience}
-		}))
+			token, err := request(ctx, who, s.Namespace, s.Account, spec)
+			if err != nil {
+				return err
+			}
+			return c.mustBeWorthless(ctx, token, audience)
+		}})
 	}
 	tooLong := int64(max(c.Lifetime, longestLifetime)/time.Second) + 1
 	return needs, []question{
@@ -102,6 +112,16 @@ func (c Config) tokens(who kubernetes.Interface, s self) (needs, refusals []ques
 		c.changed(who, s, "a token for two audiences", func(spec *tokenSpec) { spec.Audiences = append(spec.Audiences, nobody) }),
 		c.changed(who, s, "a token that is not bound to a pod", func(spec *tokenSpec) { spec.BoundObjectRef = nil }),
 		c.changed(who, s, "a token that lives longer", func(spec *tokenSpec) { spec.ExpirationSeconds = &tooLong }),
+		// A binding may leave namespaces out, and this one matters most.
+		{"a token of another namespace that is not bound to a pod", c.component(), func(ctx context.Context) error {
+			spec := c.spec(s)
+			spec.BoundObjectRef = nil
+			_, err := request(ctx, who, metav1.NamespaceSystem, "default", spec)
+			if apierrors.IsNotFound(err) { // as good as a refusal
+				return apierrors.NewForbidden(corev1.Resource("serviceaccounts"), "default", err)
+			}
+			return err
+		}},
 	}
 }
 
@@ -110,26 +130,69 @@ func (c Config) changed(who kubernetes.Interface, s self, what string, change fu
 	return question{what, c.component(), func(ctx context.Context) error {
 		spec := c.spec(s)
 		change(&spec)
-		return request(ctx, who, s, s.Account, spec)
+		_, err := request(ctx, who, s.Namespace, s.Account, spec)
+		return err
 	}}
 }
 
-func request(ctx context.Context, who kubernetes.Interface, s self, account string, spec tokenSpec) error {
-	_, err := who.CoreV1().ServiceAccounts(s.Namespace).CreateToken(
+// mustBeWorthless holds that the API server does not take a token for AWS for a credential of its own, which it does where
+// its --api-audiences have that audience: then policies that allow no other bound nothing.
+func (c Config) mustBeWorthless(ctx context.Context, token, audience string) error {
+	client, err := c.WithToken(token)
+	if err != nil {
+		return fmt.Errorf("make client with a token: %w", err)
+	}
+	_, err = client.AuthenticationV1().SelfSubjectReviews().Create(ctx, &authenticationv1.SelfSubjectReview{}, metav1.CreateOptions{})
+	switch {
+	case apierrors.IsUnauthorized(err):
+		return nil
+	case err == nil || answered(err):
+		return c.fault(fmt.Sprintf("take %s out of the API server's --api-audiences, or say --token-authority=unverified", audience),
+			"the API server itself takes tokens for %s", audience)
+	}
+	return err
+}
+
+func request(ctx context.Context, who kubernetes.Interface, namespace, account string, spec tokenSpec) (token string, err error) {
+	granted, err := who.CoreV1().ServiceAccounts(namespace).CreateToken(
 		ctx, account, &authenticationv1.TokenRequest{Spec: spec}, metav1.CreateOptions{})
+	if err != nil {
+		return "", err
+	}
+	return granted.Status.Token, nil
+}
+
+// listPods lists pods of a node; of all, if it is empty.
+func listPods(ctx context.Context, who kubernetes.Interface, node string) error {
+	options := metav1.ListOptions{Limit: 1}
+	if node != "" {
+		options.FieldSelector = fields.OneTermEqualSelector("spec.nodeName", node).String()
+	}
+	_, err := who.CoreV1().Pods(metav1.NamespaceAll).List(ctx, options)
 	return err
 }
 
-func listPods(ctx context.Context, who kubernetes.Interface, selector string) error {
-	_, err := who.CoreV1().Pods(metav1.NamespaceAll).List(ctx, metav1.ListOptions{FieldSelector: selector, Limit: 1})
-	return err
-}
-
-// ask makes all requests and holds the answers against what they must be. What is too much counts more than what is lacking.
+// ask makes all requests and holds the answers against what they must be. Needs come first: while the right to ask is not yet in
+// force, everything is refused. What is too much counts more than what is lacking.
 func (c Config) ask(ctx context.Context, s self, needs, refusals []question) error {
+	var lacking *Fault
+	for _, q := range needs {
+		err := q.within(ctx)
+		if fault, ok := errors.AsType[*Fault](err); ok {
+			return fault
+		}
+		if err != nil && !answered(err) {
+			return fmt.Errorf("ask for %s: %w", q.what, err)
+		}
+		if err != nil {
+			lacking = c.fault(c.remedyForRefused(s), "%s is refused: %v", q.what, err)
+			lacking.Lacking = true
+			break
+		}
+	}
 	var granted, policies []string
 	for _, q := range refusals {
-		switch err := q.ask(ctx); {
+		switch err := q.within(ctx); {
 		case refused(err):
 		case err == nil || answered(err): // no policy had anything against it
 			granted = append(granted, q.what)
@@ -140,22 +203,21 @@ func (c Config) ask(ctx context.Context, s self, needs, refusals []question) err
 			return fmt.Errorf("ask for %s: %w", q.what, err)
 		}
 	}
-	if len(granted) > 0 {
+	switch {
+	case len(granted) > 0:
 		return c.fault(fmt.Sprintf("apply the policies of %s; in another namespace than podrole, have them name %s (docs/security.md says how)",
 			strings.Join(policies, " and "), s.User), "the agent is granted what it must be refused: %s", strings.Join(granted, ", "))
-	}
-	for _, q := range needs {
-		switch err := q.ask(ctx); {
-		case err == nil:
-		case answered(err):
-			fault := c.fault(c.remedyForRefused(s), "%s is refused: %v", q.what, err)
-			fault.Lacking = true
-			return fault
-		default:
-			return fmt.Errorf("ask for %s: %w", q.what, err)
-		}
+	case lacking != nil:
+		return lacking
 	}
 	return nil
+}
+
+// within asks for as long as a request may take.
+func (q question) within(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	return q.ask(ctx)
 }
 
 // answered reports whether the API server said no, for whatever reason, rather than that it cannot answer now.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 
+	"golang.org/x/sync/errgroup"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	authorizationv1 "k8s.io/api/authorization/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -28,6 +29,8 @@ const (
 // whoAmI asks the API server for whom it takes the agent. With Direct and Node, that must be a ServiceAccount, by a token
 // that is bound to a pod of the node.
 func (c Config) whoAmI(ctx context.Context) (self, error) {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
 	review, err := c.Own.AuthenticationV1().SelfSubjectReviews().Create(
 		ctx, &authenticationv1.SelfSubjectReview{}, metav1.CreateOptions{})
 	if err != nil {
@@ -60,7 +63,7 @@ func (c Config) whoAmI(ctx context.Context) (self, error) {
 	return s, nil
 }
 
-// right is something that RBAC can grant, in all namespaces.
+// right is something that RBAC can grant.
 type right struct{ verb, group, resource, subresource string }
 
 // String implements fmt.Stringer.
@@ -76,15 +79,33 @@ func (r right) String() string {
 }
 
 // tooMuch are rights that agents of this kind must not have: with them it could be whom it likes, and policies that
-// name the agent would be none.
+// name the agent would be none. It is not all such rights, but what roles that are bound by mistake are likely to have.
 func (c Config) tooMuch() []right {
-	const authentication = "authentication.k8s.io"
+	const (
+		authentication = "authentication.k8s.io"
+		rbac           = "rbac.authorization.k8s.io"
+		admission      = "admissionregistration.k8s.io"
+	)
 	rights := []right{
 		{"*", "*", "*", ""},
 		{"get", "", "secrets", ""},
 		{"list", "", "secrets", ""},
+		{"watch", "", "secrets", ""},
 		{"create", "", "pods", ""},
 		{"create", "", "pods", "exec"},
+		{"get", "", "nodes", "proxy"},
+		{"patch", "", "serviceaccounts", ""},
+		{"patch", "apps", "daemonsets", ""},
+		{"patch", "apps", "deployments", ""},
+		{"create", "batch", "jobs", ""},
+		{"create", rbac, "clusterrolebindings", ""},
+		{"bind", rbac, "clusterroles", ""},
+		{"escalate", rbac, "clusterroles", ""},
+		{"delete", admission, "validatingadmissionpolicies", ""},
+		{"patch", admission, "validatingadmissionpolicies", ""},
+		{"delete", admission, "validatingadmissionpolicybindings", ""},
+		{"patch", admission, "validatingadmissionpolicybindings", ""},
+		{"create", admission, "mutatingwebhookconfigurations", ""},
 		{"impersonate", "", "users", ""},
 		{"impersonate", "", "groups", ""},
 		{"impersonate", "", "serviceaccounts", ""},
@@ -106,26 +127,50 @@ func (c Config) tooMuch() []right {
 	return rights
 }
 
-// review asks for the rights that the agent must not have.
-func (c Config) review(ctx context.Context) error {
-	var held []string
-	for _, r := range c.tooMuch() {
-		review, err := c.Own.AuthorizationV1().SelfSubjectAccessReviews().Create(ctx, &authorizationv1.SelfSubjectAccessReview{
-			Spec: authorizationv1.SelfSubjectAccessReviewSpec{ResourceAttributes: &authorizationv1.ResourceAttributes{
-				Verb: r.verb, Group: r.group, Resource: r.resource, Subresource: r.subresource,
-			}},
-		}, metav1.CreateOptions{})
-		if err != nil {
-			return fmt.Errorf("create SelfSubjectAccessReview for %s: %w", r, err)
-		}
-		if review.Status.Allowed {
-			held = append(held, r.String())
+// review asks for the rights that the agent must not have: in all namespaces, and in its own, where a RoleBinding is most
+// likely to be.
+func (c Config) review(ctx context.Context, s self) error {
+	rights := c.tooMuch()
+	held := make([]bool, len(rights))
+	asking, ctx := errgroup.WithContext(ctx)
+	asking.SetLimit(atOnce)
+	for i, r := range rights {
+		asking.Go(func() (err error) {
+			held[i], err = c.may(ctx, r, metav1.NamespaceAll)
+			if err == nil && !held[i] && r.group == "" && r.verb != "impersonate" && s.Namespace != "" {
+				held[i], err = c.may(ctx, r, s.Namespace)
+			}
+			return err
+		})
+	}
+	if err := asking.Wait(); err != nil {
+		return err
+	}
+	var names []string
+	for i, r := range rights {
+		if held[i] {
+			names = append(names, r.String())
 		}
 	}
-	if len(held) == 0 {
+	if len(names) == 0 {
 		return nil
 	}
-	return c.fault("take the ClusterRoleBindings away that the manifests in use do not have: kubectl get clusterrolebindings -o wide; "+
+	return c.fault("take the bindings away that the manifests in use do not have: kubectl get clusterrolebindings,rolebindings -A -o wide; "+
 		"or say --token-authority=unverified",
-		"the agent may do more than it was told to: %s", strings.Join(held, ", "))
+		"the agent may do more than it was told to: %s", strings.Join(names, ", "))
+}
+
+// may asks the API server whether the agent has a right in a namespace.
+func (c Config) may(ctx context.Context, r right, namespace string) (bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	review, err := c.Own.AuthorizationV1().SelfSubjectAccessReviews().Create(ctx, &authorizationv1.SelfSubjectAccessReview{
+		Spec: authorizationv1.SelfSubjectAccessReviewSpec{ResourceAttributes: &authorizationv1.ResourceAttributes{
+			Namespace: namespace, Verb: r.verb, Group: r.group, Resource: r.resource, Subresource: r.subresource,
+		}},
+	}, metav1.CreateOptions{})
+	if err != nil {
+		return false, fmt.Errorf("create SelfSubjectAccessReview for %s: %w", r, err)
+	}
+	return review.Status.Allowed, nil
 }

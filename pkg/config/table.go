@@ -188,7 +188,7 @@ func table(c *Config) []setting {
 			topic: topicSTS, name: "token-authority", value: "AUTHORITY", preset: string(authority.Direct),
 			help: "By which right ServiceAccount tokens are requested: direct, the agent's own, bounded by manifests/policies/direct-tokens; " +
 				"node, as the agent's node, by manifests/policies/node-tokens (Kubernetes 1.36), with which pods are read that way, too. The " +
-				"agent tries at its start that it is granted no more than that, and does not serve otherwise; unverified is any right, untried.",
+				"agent tries at its start that it is granted no more than that, and does not become ready otherwise; unverified is any right, untried.",
 			want:  "direct, node or unverified",
 			parse: into(&c.STS.TokenAuthority, oneOf(authority.Direct, authority.Node, authority.Unverified)),
 		}, {
