@@ -33,9 +33,12 @@ const (
 	// warnAfter is how long a Fault must last to be told of. Rights and policies that are applied together come into force
 	// one after the other, as they do when an API server starts.
 	warnAfter = 5 * time.Second
-	// shortest and longest are the times between two passes: at first as they may be needed, then so that a cluster full of
-	// agents with a fault is no burden.
-	shortest, longest = 250 * time.Millisecond, time.Minute
+	// shortest is the time between the first passes, soon the longest while rights and policies come into force, which is for
+	// settling.
+	shortest, soon, settling = 250 * time.Millisecond, 4 * time.Second, 30 * time.Second
+	// away is the longest time between passes that cannot be finished, and longest that between all others: a cluster full of
+	// agents with a fault is to be no burden.
+	away, longest = 10 * time.Second, time.Minute
 	// atOnce is how many rights are asked for at the same time.
 	atOnce = 8
 	// requestTimeout is how long one request may take.
@@ -84,7 +87,8 @@ func Verify(ctx context.Context, c Config) error {
 	}
 	var last, warned string // what was found, and what of it was told
 	var since time.Time     // when last was found first
-	for wait := shortest; ; wait = min(2*wait, longest) {
+	began := time.Now()
+	for wait := shortest; ; wait *= 2 {
 		err := c.verify(ctx)
 		if ctx.Err() != nil {
 			return fmt.Errorf("verify authority: %w", context.Cause(ctx))
@@ -111,6 +115,14 @@ func Verify(ctx context.Context, c Config) error {
 			c.Warn(fault)
 		default:
 			c.Logger.Info("authority is not verified yet", "error", fault)
+		}
+		switch {
+		case time.Since(began) < settling:
+			wait = min(wait, soon)
+		case !faulty:
+			wait = min(wait, away)
+		default:
+			wait = min(wait, longest)
 		}
 		select {
 		case <-time.After(wait/2 + rand.N(wait)):
