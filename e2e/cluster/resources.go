@@ -35,7 +35,7 @@ func (s *stage) resources(ctx context.Context) error {
 			return nil
 		})
 	})
-	s.check("four pods ask 50 times a second each, and 50 Jobs come and go: the agents need less than half of their memory limit",
+	s.check("four pods ask 25 times a second each, and 50 Jobs come and go: the agents need less than half of their memory limit",
 		func() (string, error) {
 			return s.uses(ctx, s.strain, func(m usage) error {
 				if half := asked.Limits.Memory().Value() / 2; m.workingSet >= half {

@@ -16,8 +16,9 @@ import (
 // nextImage is the agent's image under the tag that it is updated to.
 const nextImage = agentRepo + ":next"
 
-// every is how often each pod asks while the agent is replaced.
-const every = 20 * time.Millisecond
+// every is how often each pod asks while the agent is replaced. It takes three requests, and they are to stay below what one pod
+// may make in the long run (--request-rate).
+const every = 40 * time.Millisecond
 
 // settle is how long pods go on asking after a change, so that what it broke is seen.
 const settle = 3 * time.Second
