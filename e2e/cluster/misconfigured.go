@@ -161,7 +161,7 @@ func (s *stage) faulty(ctx context.Context, f fault, node *kube.Node) (*corev1.P
 // told waits until one line of kubectl get events, as it is without any option, says all that is to be said about a pod,
 // and one record of the agent's log too, and returns the former.
 func (s *stage) told(ctx context.Context, pod *corev1.Pod, node *kube.Node, f fault) (said string, err error) {
-	return said, eventually(ctx, 10*time.Second, func(ctx context.Context) error {
+	err = eventually(ctx, 10*time.Second, func(ctx context.Context) error {
 		events, err := s.kube.Kubectl(ctx, "-n", pod.Namespace, "get", "events")
 		if err != nil {
 			return err
@@ -181,6 +181,7 @@ func (s *stage) told(ctx context.Context, pod *corev1.Pod, node *kube.Node, f fa
 		said = event
 		return logged(log, pod, f)
 	})
+	return said, err
 }
 
 // lineWith returns the line of what kubectl printed that has all parts, the first of which says what it is about.

@@ -82,7 +82,8 @@ func (s *stage) staysOut(ctx context.Context, d deployment, namespace, says stri
 	return said, nil
 }
 
-// staysUnready holds that no agent in a namespace becomes Ready for some time, and returns what kubectl describe says of it.
+// staysUnready holds that no agent in a namespace becomes Ready for some time, and that kubectl describe says why, which it
+// returns.
 func (s *stage) staysUnready(ctx context.Context, namespace string) (string, error) {
 	deadline := time.Now().Add(unreadyFor)
 	for time.Now().Before(deadline) {
@@ -99,12 +100,12 @@ func (s *stage) staysUnready(ctx context.Context, namespace string) (string, err
 			return "", err
 		}
 	}
-	return s.eventSays(ctx, namespace, "Unhealthy", "not ready: token authority")
+	return s.eventSays(ctx, namespace, "Unhealthy", `not ready: token authority "direct"`)
 }
 
 // eventSays waits for an Event with a reason that says something, and returns its message. namespace is empty for all.
 func (s *stage) eventSays(ctx context.Context, namespace, reason, says string) (message string, err error) {
-	return message, eventually(ctx, 30*time.Second, func(ctx context.Context) error {
+	err = eventually(ctx, 30*time.Second, func(ctx context.Context) error {
 		events, err := s.kube.Admin.CoreV1().Events(namespace).List(ctx, metav1.ListOptions{FieldSelector: "reason=" + reason})
 		if err != nil {
 			return err
@@ -119,6 +120,7 @@ func (s *stage) eventSays(ctx context.Context, namespace, reason, says string) (
 		}
 		return fmt.Errorf("no Event %s says %q; there are: %q", reason, says, others)
 	})
+	return message, err
 }
 
 // unreadyFor is how long an agent is looked at that must not become Ready.
