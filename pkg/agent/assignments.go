@@ -34,7 +34,8 @@ type decisions interface {
 // An edit that cannot be read locks nobody out: a pod that has a Grant keeps it for a bounded time. Only new pods are
 // denied. (An annotation that is removed or empty can be read: it takes the role away.)
 type assignments struct {
-	cfg assignmentsConfig
+	cfg      assignmentsConfig
+	settings string // fingerprint of the policy
 
 	mu      sync.Mutex // guards the following
 	byUID   map[string]decision
@@ -73,7 +74,7 @@ type decision struct {
 }
 
 func newAssignments(cfg assignmentsConfig) *assignments {
-	a := &assignments{cfg: cfg, byUID: make(map[string]decision)}
+	a := &assignments{cfg: cfg, settings: fingerprint(cfg.policy), byUID: make(map[string]decision)}
 	a.earlier = a.usable(cfg.earlier)
 	return a
 }

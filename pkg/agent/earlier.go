@@ -52,12 +52,11 @@ func (a *assignments) outlive(old, next decision, had bool) {
 // recent returns the pods of which the agent before knew, no longer ago than bound and by the settings of this one, that they
 // may use a role. By others they might have none, or another.
 func (a *assignments) recent(bound time.Duration) []role.Workload {
-	policy := fingerprint(a.cfg.policy)
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	var pods []role.Workload
 	for _, e := range a.earlier {
-		if e.Policy == policy && time.Since(e.Decided) < bound {
+		if e.Policy == a.settings && time.Since(e.Decided) < bound {
 			pods = append(pods, e.Workload)
 		}
 	}
@@ -75,10 +74,10 @@ func (a *assignments) remember(earlier []state.Decision) {
 // was decided by settings that differ otherwise is not adopted (see recent), but is kept through an edit that cannot be read.
 func (a *assignments) usable(earlier []state.Decision) map[string]state.Decision {
 	m := make(map[string]state.Decision, len(earlier))
-	p, policy := a.cfg.policy, fingerprint(a.cfg.policy)
+	p := a.cfg.policy
 	others := 0
 	for _, e := range earlier {
-		if e.Policy != policy {
+		if e.Policy != a.settings {
 			others++
 		}
 		if e.Grant.Source == p.Source && (p.Source != role.WebIdentity || slices.Contains(p.Audiences, e.Grant.Audience)) {
@@ -118,7 +117,7 @@ func (a *assignments) granted() (uids map[string]bool, all bool) {
 // entry is a decision as it is kept.
 func (a *assignments) entry(d decision, at time.Time) state.Decision {
 	e := state.Decision{
-		Workload: d.pod, Grant: d.grant, Policy: fingerprint(a.cfg.policy), Decided: at, Until: d.until,
+		Workload: d.pod, Grant: d.grant, Policy: a.settings, Decided: at, Until: d.until,
 	}
 	if denial, ok := errors.AsType[*role.Denial](d.unreadable); ok {
 		e.Unreadable = denial.Message

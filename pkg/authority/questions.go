@@ -20,7 +20,7 @@ import (
 // longestLifetime is the longest life of tokens that the policies in manifests grant.
 const longestLifetime = 6 * time.Hour
 
-// nobody is an audience, a label and a part of a node's name that nobody has.
+// nobody is an audience and a label that nobody has.
 const nobody = "podrole.io/must-be-refused"
 
 // question is a request to the API server. One that is granted but must be refused changes nothing: a token is thrown away,
