@@ -203,7 +203,8 @@ func huntLeaks(t *testing.T, backend string) {
 	}
 	flush := families("for t in nat filter; do IPTABLES-BACKEND -t $t -F; done")
 	replace := families(`for t in nat filter; do printf '*%s\nCOMMIT\n' $t; done | IPTABLES-BACKEND-restore`)
-	delete := families(`for t in nat filter; do IPTABLES-BACKEND -t $t -F; IPTABLES-BACKEND -t $t -X; done`)
+	// Between the two, the agent may have repaired what was flushed: no chain can be deleted then.
+	delete := families(`for t in nat filter; do until IPTABLES-BACKEND -t $t -F && IPTABLES-BACKEND -t $t -X; do :; done; done`)
 	policy := `ip rule flush; ip rule add pref 32766 lookup main; ip rule add pref 32767 lookup default`
 	addresses := `ip address del 169.254.77.1/32 dev lo`
 	if bed.Box.HasIPv6() {
