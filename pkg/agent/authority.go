@@ -11,9 +11,9 @@ import (
 )
 
 // verifyAuthority holds what the agent may do against what it was told that it may, until that is the same, and lets it
-// request tokens and lead pods here then.
+// request tokens and lead pods here then. It returns when ctx ends.
 func (a *agent) verifyAuthority(ctx context.Context) {
-	err := authority.Verify(ctx, authority.Config{
+	told := authority.Config{
 		Kind:         a.tokenAuthority(),
 		Node:         a.cfg.Cluster.NodeName,
 		Own:          a.kube.client,
@@ -28,10 +28,12 @@ func (a *agent) verifyAuthority(ctx context.Context) {
 		Found:        a.fault.Store,
 		Warn:         func(f *authority.Fault) { a.events.WarnNode(telemetry.EventAuthority, f.Error()) },
 		Logger:       a.logger,
-	})
-	if err == nil { // else the agent is told to end
-		close(a.verified)
 	}
+	if err := authority.Verify(ctx, told); err != nil {
+		return // the agent is told to end
+	}
+	close(a.verified)
+	authority.Watch(ctx, told)
 }
 
 // tokenAuthority is the one that the agent is to have.

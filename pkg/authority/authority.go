@@ -39,6 +39,8 @@ const (
 	// away is the longest time between passes that cannot be finished, and longest that between all others: a cluster full of
 	// agents with a fault is to be no burden.
 	away, longest = 10 * time.Second, time.Minute
+	// hourly is about how long after it has been verified an authority is verified again.
+	hourly = time.Hour
 	// atOnce is how many rights are asked for at the same time.
 	atOnce = 8
 	// requestTimeout is how long one request may take.
@@ -98,6 +100,7 @@ func Verify(ctx context.Context, c Config) error {
 			c.Found(fault)
 		}
 		if err == nil {
+			c.Logger.Info("authority verified: what the agent is for is granted, what it is not for is refused", "token_authority", c.Kind)
 			return nil
 		}
 		if !faulty {
@@ -124,10 +127,49 @@ func Verify(ctx context.Context, c Config) error {
 		default:
 			wait = min(wait, longest)
 		}
-		select {
-		case <-time.After(wait/2 + rand.N(wait)):
-		case <-ctx.Done():
+		pause(ctx, wait)
+	}
+}
+
+// Watch verifies about once an hour, until ctx ends, what [Verify] has verified: a policy may be deleted while agents run,
+// or a right added. It only warns, with each pass that confirms a Fault: pods that are served are worth more than the agent
+// giving up what it holds. What a pass finds that comes while something is being replaced is looked at again before it counts.
+func Watch(ctx context.Context, c Config) {
+	if c.Kind == Unverified {
+		return
+	}
+	suspected, warned := false, false
+	for wait := hourly; pause(ctx, wait); {
+		wait = hourly
+		err := c.verify(ctx)
+		fault, faulty := errors.AsType[*Fault](err)
+		switch {
+		case faulty && !suspected:
+			suspected, wait = true, longest
+		case faulty:
+			warned = true
+			c.Logger.Error("the authority is no longer as told; this agent serves on, but would not begin to", "error", fault)
+			if c.Warn != nil {
+				c.Warn(fault)
+			}
+		case err == nil:
+			if warned {
+				c.Logger.Info("authority is as told again", "token_authority", c.Kind)
+			}
+			suspected, warned = false, false
 		}
+		// A pass that could not be finished says nothing of the authority.
+	}
+}
+
+// pause waits for between half and one and a half of a time, so that not all agents ask at once. It returns false if ctx
+// ends before.
+func pause(ctx context.Context, about time.Duration) bool {
+	select {
+	case <-time.After(about/2 + rand.N(about)):
+		return true
+	case <-ctx.Done():
+		return false
 	}
 }
 
@@ -142,12 +184,7 @@ func (c Config) verify(ctx context.Context) error {
 		return err
 	}
 	needs, refusals := c.questions(self)
-	if err := c.ask(ctx, self, needs, refusals); err != nil {
-		return err
-	}
-	c.Logger.Info("authority verified: what the agent is for is granted, what it is not for is refused",
-		"token_authority", c.Kind, "user", self.User, "granted", len(needs), "refused", len(refusals))
-	return nil
+	return c.ask(ctx, self, needs, refusals)
 }
 
 // Fault says in what an authority is not as told.

@@ -457,3 +457,75 @@ func TestVerifyEndsWithItsContext(t *testing.T) {
 		})
 	}
 }
+
+// TestWatch: what is no longer as told is told of within some hours, and again while it lasts; a moment of it, or an API server
+// that is away, is not.
+func TestWatch(t *testing.T) {
+	noPolicy := func(s *apiServer) {
+		s.token = func(string, string, authenticationv1.TokenRequestSpec) error { return nil }
+	}
+	for _, c := range []struct {
+		name        string
+		spoil, mend func(*apiServer) // mend comes after half of the time
+		atOnce      bool             // or a second after the first pass
+		least, most int              // warnings in ten hours
+		again       int              // times that it is said to be as told again
+	}{
+		{name: "as-told"},
+		{name: "no-policy", spoil: noPolicy, least: 5, most: 20},
+		{name: "no-right", spoil: func(s *apiServer) { s.token = noToken }, least: 5, most: 20},
+		{name: "away", spoil: func(s *apiServer) { s.down = errors.New("connection refused") }},
+		{name: "mended", spoil: noPolicy, mend: func(s *apiServer) { s.token = direct().token }, least: 2, most: 10, again: 1},
+		{name: "away-later", spoil: noPolicy, mend: func(s *apiServer) { s.down = errors.New("connection refused") }, least: 2, most: 10},
+		{name: "replaced", spoil: noPolicy, mend: func(s *apiServer) { s.token = direct().token }, atOnce: true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				const long = 10 * time.Hour
+				ctx, cancel := context.WithTimeout(t.Context(), long)
+				defer cancel()
+				s := direct()
+				if c.spoil != nil {
+					c.spoil(s)
+				}
+				mend := time.AfterFunc(long/2, func() {
+					s.mu.Lock()
+					defer s.mu.Unlock()
+					if c.mend != nil {
+						c.mend(s)
+					}
+				})
+				defer mend.Stop()
+				if token := s.token; c.atOnce {
+					s.token = func(who, account string, spec authenticationv1.TokenRequestSpec) error {
+						mend.Reset(time.Second)
+						return token(who, account, spec)
+					}
+				}
+				var log bytes.Buffer
+				var warned []string
+				cfg := configure(s, authority.Direct)
+				cfg.Logger = slog.New(slog.NewTextHandler(&log, nil))
+				began := time.Now()
+				cfg.Warn = func(f *authority.Fault) {
+					if first, after := len(warned) == 0, time.Since(began); first && after > 95*time.Minute {
+						t.Errorf("the first warning came after %s", after)
+					}
+					warned = append(warned, f.Problem)
+				}
+				authority.Watch(ctx, cfg)
+				if n := len(warned); n < c.least || n > c.most || s.asked == 0 {
+					t.Errorf("%d warnings after %d questions, want %d to %d: %q", n, s.asked, c.least, c.most, warned)
+				}
+				if n := strings.Count(log.String(), "as told again"); n != c.again {
+					t.Errorf("as told again: %d times, want %d, in\n%s", n, c.again, &log)
+				}
+			})
+		})
+	}
+	s := direct()
+	authority.Watch(t.Context(), configure(s, authority.Unverified)) // returns
+	if s.asked != 0 {
+		t.Errorf("unverified: %d questions", s.asked)
+	}
+}
