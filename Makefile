@@ -40,17 +40,9 @@ e2e: deps ## a Kubernetes cluster of two nodes, the image, kubectl apply -k (roo
 	CGO_ENABLED=0 $(GO) build -trimpath -o bin/cluster ./e2e/cluster
 	@bin/cluster
 
-# Each target in turn: `go test -fuzz` takes one at a time.
 .PHONY: fuzz
 fuzz: ## fuzz each target for FUZZTIME (5s)
-	@echo "== fuzz, $(FUZZTIME) each"
-	@set -e; for file in $$(grep -rl --include='*_test.go' '^func Fuzz' cmd internal pkg); do \
-	  for target in $$(sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\).*/\1/p' $$file); do \
-	    echo "-- $$target in $$(dirname $$file)"; \
-	    $(GO) test -run='^$$' -fuzz="^$$target$$" -fuzztime=$(FUZZTIME) ./$$(dirname $$file) | grep -v '^fuzz: elapsed' ; \
-	    test $${PIPESTATUS[0]} -eq 0; \
-	  done; \
-	done
+	@GO="$(GO)" FUZZTIME="$(FUZZTIME)" ./tools/fuzz
 
 .PHONY: lint
 lint: ## formatting, vet, modern Go, staticcheck, tidy go.mod
