@@ -91,7 +91,7 @@ func (n *Node) writeFiles() error {
 	for file, text := range map[string]string{
 		"ca.crt":                string(n.cluster.authority.pem),
 		"kubelet.kubeconfig":    string(kubelet),
-		"kubelet.yaml":          kubeletConfig(n.Name),
+		"kubelet.yaml":          kubeletConfig(),
 		"kube-proxy.kubeconfig": string(proxy),
 		"kube-proxy.yaml":       proxyConfig(n.Name),
 		"containerd.toml":       containerdConfig(n.cluster.cfg.PauseName),

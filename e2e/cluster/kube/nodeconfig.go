@@ -3,13 +3,11 @@ package kube
 import (
 	"fmt"
 	"net/netip"
-
-	"github.com/podrole/podrole/e2e/cluster/sandbox"
 )
 
-// kubeletConfig works where only version 1 of control groups is mounted, and inside a process namespace. All containers
-// of the node are below one control group. Nobody is at the address of the cluster's DNS.
-func kubeletConfig(node string) string {
+// kubeletConfig works where only version 1 of control groups is mounted, and inside a process namespace. Nobody is
+// at the address of the cluster's DNS.
+func kubeletConfig() string {
 	return fmt.Sprintf(`apiVersion: kubelet.config.k8s.io/v1beta1
 kind: KubeletConfiguration
 authentication:
@@ -21,7 +19,6 @@ containerRuntimeEndpoint: unix:///run/containerd/containerd.sock
 resolvConf: %[1]s/resolv.conf
 clusterDNS: [10.96.0.10]
 cgroupDriver: cgroupfs
-cgroupRoot: %[2]s/%[3]s
 cgroupsPerQOS: false
 enforceNodeAllocatable: []
 failCgroupV1: false
@@ -33,7 +30,7 @@ imageGCHighThresholdPercent: 100
 localStorageCapacityIsolation: false
 healthzPort: 0
 nodeStatusUpdateFrequency: 4s
-`, nodeDir, sandbox.Cgroup, node)
+`, nodeDir)
 }
 
 // proxyConfig leaves the limits of connection tracking as they are: they are the machine's.

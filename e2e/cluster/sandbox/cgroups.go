@@ -14,7 +14,7 @@ import (
 )
 
 const (
-	// Cgroup is the control group, in every hierarchy, below which all containers of a sandbox are.
+	// Cgroup is the control group, in every hierarchy, below which each machine has one of its name.
 	Cgroup = "/podrole-e2e"
 	// cgroupRoot is where control groups are mounted.
 	cgroupRoot = "/sys/fs/cgroup"
@@ -22,16 +22,41 @@ const (
 	emptyWithin = 10 * time.Second
 )
 
-// removeCgroups removes the control groups of a sandbox that has ended. One that is not empty yet is waited for.
-func removeCgroups() error {
-	// With version 1 there is a folder for each controller, with version 2 one for all.
-	roots, err := filepath.Glob(cgroupRoot + "/*" + Cgroup)
-	if err != nil {
-		return fmt.Errorf("find control groups: %w", err)
+// hierarchies returns the folders at which control groups are mounted: one for each controller with version 1, beside
+// which there may be one of version 2 without controllers; one for all with version 2 alone.
+func hierarchies() ([]string, error) {
+	if isGroup(cgroupRoot) {
+		return []string{cgroupRoot}, nil
 	}
-	for _, root := range append(roots, cgroupRoot+Cgroup) {
+	entries, err := os.ReadDir(cgroupRoot)
+	if err != nil {
+		return nil, fmt.Errorf("find control groups: %w", err)
+	}
+	var all []string
+	for _, entry := range entries {
+		// A link is another name for controllers that are mounted together.
+		if dir := filepath.Join(cgroupRoot, entry.Name()); entry.IsDir() && isGroup(dir) {
+			all = append(all, dir)
+		}
+	}
+	return all, nil
+}
+
+func isGroup(dir string) bool {
+	_, err := os.Stat(filepath.Join(dir, "cgroup.procs"))
+	return err == nil
+}
+
+// removeCgroups removes the groups of this name, and all below them, whose processes have been killed. One that is not
+// empty yet is waited for.
+func removeCgroups(name string) error {
+	roots, err := hierarchies()
+	if err != nil {
+		return err
+	}
+	for _, root := range roots {
 		var groups []string
-		err := filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {
+		err := filepath.WalkDir(filepath.Join(root, name), func(path string, entry fs.DirEntry, err error) error {
 			if err == nil && entry.IsDir() {
 				groups = append(groups, path)
 			}

@@ -18,8 +18,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// machineVariable tells a process that it is the first of a machine, and holds the machine's host name.
-const machineVariable = "E2E_MACHINE"
+const (
+	// machineVariable tells a process that it is the first of a machine, and holds the machine's host name.
+	machineVariable = "E2E_MACHINE"
+	// enteredVariable tells it that it is in the machine's control groups.
+	enteredVariable = "E2E_MACHINE_ENTERED"
+)
 
 // Machine is a host in the sandbox. Its methods may be called concurrently.
 type Machine struct {
@@ -28,6 +32,7 @@ type Machine struct {
 
 	first *exec.Cmd
 	ended chan struct{}
+	left  error // why something of it stays; read after ended is closed
 
 	mu      sync.Mutex // guards the conversation with the first process
 	orders  io.WriteCloser
@@ -47,8 +52,8 @@ type answer struct {
 	Error string
 }
 
-// NewMachine starts a machine without anything in it. The caller must be [Inside]. The machine lasts until Kill, or until
-// the sandbox ends.
+// NewMachine starts a machine without anything in it. The caller must be [Inside], and no machine of this name may run.
+// The machine lasts until Kill, or until the sandbox ends.
 func NewMachine(name string) (*Machine, error) {
 	m := &Machine{Name: name, ended: make(chan struct{})}
 	m.first = exec.Command("/proc/self/exe")
@@ -73,6 +78,7 @@ func NewMachine(name string) (*Machine, error) {
 	go func() {
 		defer close(m.ended)
 		_, _ = m.first.Process.Wait() // it is killed, and says nothing with that
+		m.left = removeCgroups(filepath.Join(Cgroup, name))
 	}()
 	m.answers = bufio.NewScanner(out)
 	if _, err := m.answer(); err != nil { // the first line says that it is settled
@@ -115,7 +121,7 @@ func (m *Machine) Stop(pid int) error {
 // Command returns a command that runs in all namespaces of the machine.
 func (m *Machine) Command(ctx context.Context, args ...string) *exec.Cmd {
 	return exec.CommandContext(ctx, "nsenter", append([]string{
-		"--target=" + strconv.Itoa(m.PID()), "--mount", "--net", "--pid", "--uts", "--ipc", "--",
+		"--target=" + strconv.Itoa(m.PID()), "--mount", "--net", "--pid", "--uts", "--ipc", "--cgroup", "--",
 	}, args...)...)
 }
 
@@ -124,14 +130,14 @@ func (m *Machine) IP(lines ...string) error {
 	return ip(exec.Command("nsenter", "--target="+strconv.Itoa(m.PID()), "--net", "--", "ip", "-batch", "-"), lines)
 }
 
-// Kill ends the machine as pulling its plug would: all its processes are gone, its network and its disk too. Calling it
-// again does nothing.
+// Kill ends the machine as pulling its plug would: all its processes are gone, its network, its disk and its control
+// groups too. Calling it again does nothing.
 func (m *Machine) Kill() error {
 	if err := m.first.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return fmt.Errorf("kill machine %s: %w", m.Name, err)
 	}
 	<-m.ended
-	return nil
+	return m.left
 }
 
 func (m *Machine) tell(o order) (int, error) {
@@ -169,22 +175,36 @@ func Main() {
 		return
 	}
 	runtime.LockOSThread()
-	if err := first(name); err != nil {
+	part := first
+	if os.Getenv(enteredVariable) == "" {
+		part = enter
+	}
+	if err := part(name); err != nil {
 		fmt.Fprintf(os.Stderr, "machine %s: %v\n", name, err)
 		os.Exit(1)
 	}
 	os.Exit(0)
 }
 
+// enter puts the process into the machine's control groups and begins again. It does not return unless it fails.
+func enter(name string) error {
+	if err := enterCgroups(name); err != nil {
+		return err
+	}
+	// The namespace is this thread's until now.
+	err := unix.Exec("/proc/self/exe", os.Args, append(os.Environ(), enteredVariable+"=1"))
+	return fmt.Errorf("begin again: %w", err)
+}
+
 // first settles the machine and obeys orders until there are no more.
 func first(name string) error {
-	if err := machineMounts(); err != nil {
+	if err := machineMounts(name); err != nil {
 		return err
 	}
 	if err := unix.Sethostname([]byte(name)); err != nil {
 		return fmt.Errorf("set host name: %w", err)
 	}
-	for _, variable := range []string{machineVariable, insideVariable, "TMPDIR"} {
+	for _, variable := range []string{machineVariable, enteredVariable, insideVariable, "TMPDIR"} {
 		if err := os.Unsetenv(variable); err != nil {
 			return fmt.Errorf("clean environment: %w", err)
 		}

@@ -39,10 +39,14 @@ func mountTmpfs(dir string) error {
 	return nil
 }
 
-// machineMounts gives a machine a /run and a /var that nothing outside sees. What /var holds outside can be read; the
-// runtime and the kubelet begin with nothing, in memory, for a container's root cannot lie on an overlay again.
-func machineMounts() error {
+// machineMounts gives a machine a /run and a /var that nothing outside sees, and its own control groups in place of all.
+// What /var holds outside can be read; the runtime and the kubelet begin with nothing, in memory, for a container's root
+// cannot lie on an overlay again.
+func machineMounts(machine string) error {
 	if err := ownMounts(); err != nil {
+		return err
+	}
+	if err := mountCgroups(machine); err != nil {
 		return err
 	}
 	if err := mountTmpfs("/run"); err != nil {

@@ -44,7 +44,7 @@ func Hold(w io.Writer) (release func() error, err error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("lock %s: %w", lockFile, err), lock.Close())
 	}
-	if err := removeCgroups(); err != nil {
+	if err := removeCgroups(Cgroup); err != nil {
 		return nil, errors.Join(err, lock.Close())
 	}
 	return lock.Close, nil
@@ -70,7 +70,7 @@ func Run(ctx context.Context, args ...string) error {
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = endWithin
 	err := cmd.Run()
-	if removing := removeCgroups(); removing != nil {
+	if removing := removeCgroups(Cgroup); removing != nil {
 		return errors.Join(err, removing)
 	}
 	if exit, ended := errors.AsType[*exec.ExitError](err); ended && exit.Exited() {

@@ -51,25 +51,29 @@ func outside() error {
 	return sandbox.Run(context.Background())
 }
 
-// inside makes a machine with a process in it, a link to it and control groups, and says so.
+// inside makes a machine with a process in it, a link to it and control groups, and says so. It is the second machine of
+// its name.
 func inside(part, marker string) error {
 	if err := sandbox.Settle(); err != nil {
 		return err
 	}
-	m, err := sandbox.NewMachine("testing")
+	m, err := newMachine(marker)
 	if err != nil {
 		return err
 	}
-	if _, err := m.Start(os.DevNull, "bash", "-c", "sleep infinity; true", marker); err != nil {
+	if err := m.Kill(); err != nil {
+		return err
+	}
+	for _, group := range groups("/testing") {
+		if _, err := os.Stat(group); !os.IsNotExist(err) {
+			return fmt.Errorf("after Kill: %s: %w", group, err)
+		}
+	}
+	if m, err = newMachine(marker); err != nil {
 		return err
 	}
 	if err := sandbox.IP(fmt.Sprintf("link add sandbox-test type veth peer name eth0 netns %d", m.PID())); err != nil {
 		return err
-	}
-	for _, group := range groups() {
-		if err := os.MkdirAll(filepath.Join(group, "testing"), 0o755); err != nil {
-			return err
-		}
 	}
 	host, err := m.Command(context.Background(), "hostname").Output()
 	if err != nil || strings.TrimSpace(string(host)) != "testing" {
@@ -80,6 +84,26 @@ func inside(part, marker string) error {
 		select {}
 	}
 	return nil
+}
+
+// newMachine makes a machine with a process, which it puts, as a container runtime does, into a control group that it
+// makes in every hierarchy that it sees.
+func newMachine(marker string) (*sandbox.Machine, error) {
+	m, err := sandbox.NewMachine("testing")
+	if err != nil {
+		return nil, err
+	}
+	pid, err := m.Start(os.DevNull, "bash", "-c", "sleep infinity; true", marker)
+	if err != nil {
+		return nil, err
+	}
+	script := `for group in "$@"; do mkdir $group && echo $PID > $group/cgroup.procs || exit; done`
+	cmd := m.Command(context.Background(), append([]string{"bash", "-c", script, "bash"}, hierarchies("/"+marker)...)...)
+	cmd.Env = append(os.Environ(), fmt.Sprintf("PID=%d", pid))
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("make control groups: %w: %s", err, out)
+	}
+	return m, nil
 }
 
 // TestNothingStays: neither at the end nor after a SIGKILL.
@@ -107,6 +131,11 @@ func TestNothingStays(t *testing.T) {
 				if n := running(t, marker); n == 0 {
 					t.Fatal("the process in the machine is not found, so that its end could not be either")
 				}
+				for _, group := range groups("/testing/" + marker) {
+					if text, err := os.ReadFile(group + "/cgroup.procs"); len(text) == 0 {
+						t.Errorf("the process is not in %s, where it belongs: %v", group, err)
+					}
+				}
 				if err := cmd.Process.Kill(); err != nil {
 					t.Fatal(err)
 				}
@@ -121,9 +150,9 @@ func TestNothingStays(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer release()
-			for _, group := range groups() {
-				if _, err := os.Stat(group); !os.IsNotExist(err) {
-					t.Errorf("%s: %v", group, err)
+			for _, group := range append(groups(""), hierarchies("/"+marker)...) {
+				if err := os.Remove(group); !os.IsNotExist(err) {
+					t.Errorf("%s was left, and is removed only now: %v", group, err)
 				}
 			}
 			if _, err := os.Stat("/sys/class/net/sandbox-test"); !os.IsNotExist(err) {
@@ -133,15 +162,18 @@ func TestNothingStays(t *testing.T) {
 	}
 }
 
-// groups are the control groups that a sandbox has here, in the hierarchies that can be written to.
-func groups() []string {
+// groups are the folders of a control group that is below a sandbox's.
+func groups(below string) []string { return hierarchies(sandbox.Cgroup + below) }
+
+// hierarchies are the folders of a control group, one in each hierarchy.
+func hierarchies(group string) []string {
+	if _, err := os.Stat("/sys/fs/cgroup/cgroup.procs"); err == nil { // version 2
+		return []string{"/sys/fs/cgroup" + group}
+	}
 	controllers, _ := filepath.Glob("/sys/fs/cgroup/*/cgroup.procs") // version 1
 	var all []string
 	for _, file := range controllers {
-		all = append(all, filepath.Dir(file)+sandbox.Cgroup)
-	}
-	if _, err := os.Stat("/sys/fs/cgroup/cgroup.procs"); err == nil { // version 2
-		all = []string{"/sys/fs/cgroup" + sandbox.Cgroup}
+		all = append(all, filepath.Dir(file)+group)
 	}
 	return all
 }
