@@ -239,6 +239,8 @@ func (a *agent) assemble(ctx context.Context) error {
 		Logger:           a.logger,
 		Locate:           a.redirect.locate,
 		SharedInterfaces: a.cfg.Cluster.SharedInterfaces,
+
+		ContainerCredentials: a.cfg.Metadata.ContainerCredentials,
 	})
 	if err != nil {
 		return err
@@ -281,7 +283,7 @@ func (a *agent) assemble(ctx context.Context) error {
 // openMetadata makes what answers pods that ask about the node.
 func (a *agent) openMetadata() *metadata.Store {
 	cfg := metadata.Config{
-		Policy: metadata.Policy{InstanceFacts: true}, Allow: a.cfg.Metadata.Allow, Static: a.known, Logger: a.logger,
+		Policy: metadata.Policy{InstanceFacts: a.cfg.Metadata.InstanceFacts}, Allow: a.cfg.Metadata.Allow, Static: a.known, Logger: a.logger,
 	}
 	if a.cfg.Metadata.Upstream {
 		cfg.Client = nodeMetadata(a.cfg)
@@ -292,9 +294,12 @@ func (a *agent) openMetadata() *metadata.Store {
 // readNode completes what pods are told by the labels of the Node: what flags say wins over them, and what the metadata
 // service says over both.
 func (a *agent) readNode(ctx context.Context) {
-	if labels := nodeLabels(ctx, a.kube.node.CoreV1().Nodes(), a.cfg.Cluster.NodeName, a.logger); labels != nil {
-		a.metadata.SetStatic(a.known.Or(metadata.FromLabels(labels)))
-	}
+	nodes := a.kube.node.CoreV1().Nodes()
+	readNodeLabels(ctx, nodes, a.cfg.Cluster.NodeName, a.logger, func(labels map[string]string) (enough bool) {
+		told := a.known.Or(metadata.FromLabels(labels))
+		a.metadata.SetStatic(told)
+		return told.Region != "" && told.Zone != ""
+	})
 }
 
 func (a *agent) minter(own aws.Config, kept sts.TokenStore) (*sts.Minter, error) {

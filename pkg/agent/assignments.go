@@ -60,17 +60,28 @@ type assignmentsConfig struct {
 type decision struct {
 	pod    role.Workload
 	bypass string // variable that leads the pod's SDKs elsewhere
-	// allowed is what the pod may read of the node's metadata besides what every pod may, notAllowed why it is nothing.
-	allowed    []metadata.Pattern
-	notAllowed error
-	grant      role.Grant
-	denial     error
-	asked      bool // for credentials, without a role
+	allowance
+	grant  role.Grant
+	denial error
+	asked  bool // for credentials, without a role
 	// unreadable is the Denial in spite of which the Grant is kept, until the time given; else nil.
 	unreadable error
 	until      time.Time
 	// adoptedUntil is how long a decision of the agent before counts that was not made anew; zero: this agent made it.
 	adoptedUntil time.Time
+}
+
+// allowance is what a pod may read of the node's metadata besides what every pod may.
+type allowance struct {
+	allowList  string // as its ServiceAccount says it
+	allowed    []metadata.Pattern
+	notAllowed error // why it is nothing
+}
+
+// allow reads what a ServiceAccount says.
+func (a *allowance) allow(list string) {
+	a.allowList = list
+	a.allowed, a.notAllowed = metadata.ParseAnnotation(list)
 }
 
 func newAssignments(cfg assignmentsConfig) *assignments {
@@ -85,7 +96,8 @@ var errUndecided = errors.New("pod is not decided on yet: its ServiceAccount or 
 // Known implements identity.Follower.
 func (a *assignments) Known(f role.Facts) {
 	grant, denial := a.cfg.policy.Decide(f)
-	allowed, notAllowed := metadata.ParseAnnotation(a.cfg.policy.MetadataAllow(f))
+	var may allowance
+	may.allow(a.cfg.policy.MetadataAllow(f))
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	next := decision{pod: f.Workload, bypass: f.Bypass, grant: grant, denial: denial}
@@ -96,7 +108,7 @@ func (a *assignments) Known(f role.Facts) {
 			next = keep(old, denial, readable.Add(a.cfg.keep), time.Now().Add(a.cfg.keep))
 		}
 	}
-	next.allowed, next.notAllowed = allowed, notAllowed
+	next.allowance = may
 	a.put(next)
 }
 
@@ -157,7 +169,7 @@ func (a *assignments) expire() {
 	now := time.Now()
 	for _, d := range a.byUID {
 		if d.unreadable != nil && !now.Before(d.until) {
-			a.put(decision{pod: d.pod, denial: d.unreadable, allowed: d.allowed, notAllowed: d.notAllowed})
+			a.put(decision{pod: d.pod, denial: d.unreadable, allowance: d.allowance})
 		}
 		if !d.adoptedUntil.IsZero() && !now.Before(d.adoptedUntil) {
 			a.abandon(d)

@@ -28,6 +28,7 @@ func decisionOf(e state.Decision) decision {
 	if e.Unreadable != "" {
 		d.unreadable = &role.Denial{Reason: role.Malformed, Message: e.Unreadable}
 	}
+	d.allow(e.MetadataAllow)
 	return d
 }
 
@@ -42,7 +43,8 @@ func (a *assignments) outlive(old, next decision, had bool) {
 		return
 	}
 	_, kept := a.earlier[uid]
-	if !kept && had && old.denial == nil && old.grant == next.grant && (old.unreadable == nil) == (next.unreadable == nil) {
+	if !kept && had && old.denial == nil && old.grant == next.grant && (old.unreadable == nil) == (next.unreadable == nil) &&
+		old.allowList == next.allowList {
 		return // nothing is new
 	}
 	a.cfg.decisions.Put(a.entry(next, time.Now()))
@@ -118,6 +120,9 @@ func (a *assignments) granted() (uids map[string]bool, all bool) {
 func (a *assignments) entry(d decision, at time.Time) state.Decision {
 	e := state.Decision{
 		Workload: d.pod, Grant: d.grant, Policy: a.settings, Decided: at, Until: d.until,
+	}
+	if d.notAllowed == nil {
+		e.MetadataAllow = d.allowList
 	}
 	if denial, ok := errors.AsType[*role.Denial](d.unreadable); ok {
 		e.Unreadable = denial.Message

@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"fmt"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -269,6 +270,30 @@ func TestGrantsOfAnotherSource(t *testing.T) {
 			a.Known(factsWith("arn:aws:iam:broken"))
 			if got := roleOf(t, a, caller); got != string(role.Malformed) {
 				t.Errorf("%s: kept as %q", name, got)
+			}
+		}
+	})
+}
+
+// TestMetadataAllowOutlivesTheAgent: what a pod may read of the node's metadata is adopted with its Grant, as it was last
+// said, and no more than could be read.
+func TestMetadataAllowOutlivesTheAgent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := book{}
+		for _, step := range []struct{ list, want string }{
+			{"", "[]"}, {"network/interfaces/macs/**", "[meta-data/network/interfaces/macs/**]"}, {"spot/*", "[meta-data/spot/*]"},
+			{"iam/**", "[]"}, {"spot/*", "[meta-data/spot/*]"}, {"", "[]"},
+		} {
+			a, _ := successor(b)
+			f := factsWith("one")
+			f.ServiceAccount[a.cfg.policy.Keys.MetadataAllow] = step.list
+			a.Known(f)
+
+			a, _ = successor(b)
+			a.adopt(a.recent(time.Hour), time.Hour)
+			got, err := a.MetadataAllowed(t.Context(), caller)
+			if fmt.Sprint(got) != step.want || err != nil {
+				t.Errorf("after %q: the next agent allows %v (%v), want %s", step.list, got, err, step.want)
 			}
 		}
 	})

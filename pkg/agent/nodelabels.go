@@ -10,17 +10,18 @@ import (
 	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 )
 
-// nodeLabels reads the labels of the Node, and tries until that is done. It returns none where the Node cannot be read at all,
-// or ctx ends: they are of help only where neither flags nor a metadata service tell the region.
-func nodeLabels(
+// readNodeLabels tells the labels of the Node until that is enough: a cloud controller may write them some time after the
+// Node has registered. It ends where the Node cannot be read at all: labels are of help only where neither flags nor a
+// metadata service tell the region.
+func readNodeLabels(
 	ctx context.Context, nodes typedcorev1.NodeInterface, name string, logger *slog.Logger,
-) (labels map[string]string) {
+	tell func(labels map[string]string) (enough bool),
+) {
 	retry(ctx, time.Second, 5*time.Minute, func(time.Duration) (done bool) {
 		node, err := nodes.Get(ctx, name, metav1.GetOptions{})
 		switch {
 		case err == nil:
-			labels = node.Labels
-			return true
+			return tell(node.Labels)
 		case apierrors.IsForbidden(err), apierrors.IsNotFound(err):
 			logger.Info("the Node's labels are not read; pods are told region and zone by flags and the metadata service alone",
 				"node", name, "error", err)
@@ -28,5 +29,4 @@ func nodeLabels(
 		}
 		return false
 	})
-	return labels
 }

@@ -107,6 +107,7 @@ func (a *agent) follow() func() {
 		}
 		said = false
 		a.logger.Info("--state-dir is this agent's again")
+		a.rotateKeys() // the agent that had it may have begun a new one
 		a.cache.KeepAll()
 		if granted, all := a.assignments.granted(); all {
 			a.decisions.Retain(granted)

@@ -92,6 +92,7 @@ type Metadata struct {
 	RequestWait      time.Duration // how long a request of a pod that is not known yet may wait
 	AvailabilityZone string        // empty: to be discovered on the node
 	Upstream         bool          // whether the node's own metadata service is asked for region, zone and node facts
+	InstanceFacts    bool          // whether pods may read what identifies the node but opens nothing
 	// Allow is what every pod may read of the node's metadata beyond what SDKs need.
 	Allow []metadata.Pattern
 	// RequestRate is how many requests per second each pod may make in the long run; 0: any number.

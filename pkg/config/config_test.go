@@ -56,12 +56,13 @@ func TestDefaults(t *testing.T) {
 			Timeout:          10 * time.Second,
 		},
 		Metadata: Metadata{
-			Address:     netip.MustParseAddr("169.254.169.254"),
-			AddressIPv6: netip.MustParseAddr("fd00:ec2::254"),
-			IMDSv1:      true,
-			RequestWait: 900 * time.Millisecond,
-			Upstream:    true,
-			RequestRate: 100,
+			Address:       netip.MustParseAddr("169.254.169.254"),
+			AddressIPv6:   netip.MustParseAddr("fd00:ec2::254"),
+			IMDSv1:        true,
+			RequestWait:   900 * time.Millisecond,
+			Upstream:      true,
+			InstanceFacts: true,
+			RequestRate:   100,
 		},
 		Redirect: Redirect{
 			AgentAddress:     netip.MustParseAddr("169.254.77.1"),
@@ -132,6 +133,7 @@ func samples() map[string]struct {
 		"request-wait":          {"0s", func(c *Config) { c.Metadata.RequestWait = 0 }},
 		"availability-zone":     {"us-west-2-lax-1a", func(c *Config) { c.Metadata.AvailabilityZone = "us-west-2-lax-1a" }},
 		"metadata-upstream":     {"false", func(c *Config) { c.Metadata.Upstream = false }},
+		"instance-facts":        {"false", func(c *Config) { c.Metadata.InstanceFacts = false }},
 		"metadata-allow": {"tags/**, dynamic/x", func(c *Config) {
 			for _, text := range []string{"tags/**", "dynamic/x"} {
 				p, err := metadata.ParsePattern(text)
@@ -356,6 +358,7 @@ func bad() map[string][]struct{ args, line string } {
 		"request-wait":          {{"--request-wait=1s", `--request-wait "1s": too long`}, {"--request-wait=-1ms", `--request-wait "-1ms": too short`}},
 		"availability-zone":     {{"--availability-zone=1a", `--availability-zone "1a": not an availability zone`}},
 		"metadata-upstream":     {{"--metadata-upstream=maybe", `--metadata-upstream "maybe": not a boolean`}},
+		"instance-facts":        {{"--instance-facts=some", `--instance-facts "some": not a boolean`}},
 		"agent-address": {
 			{"--agent-address=10.0.0.1", `--agent-address "10.0.0.1": not a link-local address`},
 			{"--agent-address=169.254.170.23", `--agent-address "169.254.170.23": in 169.254.170.0/24, which AWS uses`},

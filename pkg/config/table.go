@@ -225,13 +225,14 @@ func table(c *Config) []setting {
 			parse: into(&c.STS.AssumeRoleARN, optional(oneRoleARN)),
 		}, {
 			topic: topicSTS, name: "audiences", value: "LIST", preset: "sts.amazonaws.com",
-			help:  "Audiences that ServiceAccount tokens may be asked for, separated by commas. The first is the default.",
+			help: "Audiences that ServiceAccount tokens may be asked for, separated by commas. The first is the default. Any but " +
+				"sts.amazonaws.com has to be in the policies of manifests/policies too.",
 			want:  "audiences separated by commas, for example sts.amazonaws.com",
 			parse: into(&c.STS.Audiences, audiences),
 		}, {
 			topic: topicSTS, name: "token-lifetime", value: "DURATION", preset: "6h",
 			help: "How long ServiceAccount tokens live, 10m to 24h. Sessions outlast an API server that is down for " +
-				"half of that at least.",
+				"half of that at least. More than 6h has to be in the policies of manifests/policies too.",
 			want:  "10m to 24h, for example 6h",
 			parse: into(&c.STS.TokenLifetime, seconds(minTokenLifetime, maxTokenLifetime)),
 		}, {
@@ -276,7 +277,7 @@ func table(c *Config) []setting {
 			parse: into(&c.Metadata.RequestWait, duration(0, maxRequestWait)),
 		}, {
 			topic: topicMetadata, name: "availability-zone", value: "ZONE", unset: "the node's metadata",
-			help:  "Availability zone that pods are told.",
+			help:  "Availability zone that pods are told where the node's metadata service does not say.",
 			want:  "an availability zone, for example eu-central-1a",
 			parse: into(&c.Metadata.AvailabilityZone, optional(zone)),
 		}, {
@@ -285,6 +286,12 @@ func table(c *Config) []setting {
 				"never are.",
 			want:  "true or false",
 			parse: into(&c.Metadata.Upstream, boolean),
+		}, {
+			topic: topicMetadata, name: "instance-facts", preset: "true",
+			help: "Whether pods may read what identifies the node but opens nothing: its instance ID, type and life cycle, its names, " +
+				"address and MAC, its image ID. The identity document, which SDKs read the region from, says some of it all the same.",
+			want:  "true or false",
+			parse: into(&c.Metadata.InstanceFacts, boolean),
 		}, {
 			topic: topicMetadata, name: "metadata-allow", value: "LIST", unset: "what SDKs need, and nothing more",
 			help: "What every pod may read besides of the node's metadata: paths below meta-data/, with * for a segment and ** for " +

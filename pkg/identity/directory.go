@@ -47,6 +47,9 @@ type Config struct {
 	Locate func(ctx context.Context, source netip.Addr) (node.Place, error)
 	// SharedInterfaces are those that a CNI puts all pods of a node behind.
 	SharedInterfaces []string
+	// ContainerCredentials is whether pods are served at the container credentials endpoint, too: variables that lead SDKs
+	// there do not lead them past podrole.
+	ContainerCredentials bool
 }
 
 // Directory is the pods of this node by address and by interface. Lookup, Await and SetSandboxes are safe for concurrent
@@ -80,7 +83,7 @@ func New(cfg Config) (*Directory, error) {
 		keys:   make(map[string]string),
 		index:  make(index),
 	}
-	if err := d.pods.SetTransform(trimPod); err != nil {
+	if err := d.pods.SetTransform(cfg.trimPod); err != nil {
 		return nil, fmt.Errorf("set pod transform: %w", err)
 	}
 	return d, nil

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -503,31 +504,50 @@ func withheld(source *cachetest.FakeControllerSource, until chan struct{}) cache
 	}
 }
 
-// TestBypass: the variable counts wherever the pod has it, sidecars among its init containers included.
+// TestBypass: the variable counts wherever the pod has it, sidecars among its init containers included; and one of the
+// container credentials endpoint only where that is not served, or is not where it leads.
 func TestBypass(t *testing.T) {
-	with := func(variable string) []corev1.Container {
-		return []corev1.Container{{Name: "other"}, {Env: []corev1.EnvVar{{Name: "HOME"}, {Name: variable}}}}
+	const token, full, relative = "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_FULL_URI", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"
+	with := func(variables ...string) []corev1.Container {
+		env := []corev1.EnvVar{{Name: "HOME"}}
+		for _, v := range variables {
+			name, value, _ := strings.Cut(v, "=")
+			env = append(env, corev1.EnvVar{Name: name, Value: value})
+		}
+		return []corev1.Container{{Name: "other"}, {Env: env}}
+	}
+	set := func(variables ...string) func(*corev1.Pod) {
+		return func(p *corev1.Pod) { p.Spec.Containers = with(variables...) }
 	}
 	for name, tt := range map[string]struct {
-		edit func(*corev1.Pod)
-		want string
+		edit   func(*corev1.Pod)
+		want   string
+		served string // where the container credentials endpoint is
 	}{
-		"none":           {func(*corev1.Pod) {}, ""},
-		"another":        {func(p *corev1.Pod) { p.Spec.Containers = with("AWS_REGION") }, ""},
-		"container":      {func(p *corev1.Pod) { p.Spec.Containers = with("AWS_WEB_IDENTITY_TOKEN_FILE") }, "AWS_WEB_IDENTITY_TOKEN_FILE"},
-		"init_container": {func(p *corev1.Pod) { p.Spec.InitContainers = with("AWS_CONTAINER_CREDENTIALS_FULL_URI") }, "AWS_CONTAINER_CREDENTIALS_FULL_URI"},
+		"none":           {func(*corev1.Pod) {}, "", ""},
+		"another":        {set("AWS_REGION"), "", ""},
+		"container":      {set(token), token, token},
+		"init_container": {func(p *corev1.Pod) { p.Spec.InitContainers = with(full) }, full, full},
+		"relative":       {set(relative + "=/v2/credentials/0f7a"), relative, ""},
+		"relative_other": {set(relative + "=/other"), relative, relative},
+		"full":           {set(full + "=http://169.254.170.23/v1/credentials"), full, ""},
+		"full_ipv6":      {set(full + "=http://[fd00:ec2::23]/v1/credentials"), full, ""},
+		"full_other":     {set(full + "=http://127.0.0.1:8080/credentials"), full, full},
+		"both":           {set(full+"=http://169.254.170.23/v1/credentials", token+"=/var/run/token"), full, token},
 	} {
 		t.Run(name, func(t *testing.T) {
-			bubble(t, func(t *testing.T) {
-				c := start(t)
-				c.accounts["shop"].Add(metadata("shop", "app", nil))
-				c.namespaces["shop"].Add(metadata("", "shop", nil))
-				c.pods.Add(newPod("shop", "a", "1", tt.edit))
-				synctest.Wait()
-				if f, ok := c.known("1"); !ok || f.Bypass != tt.want {
-					t.Errorf("known %t, by-pass %q, want %q", ok, f.Bypass, tt.want)
-				}
-			})
+			for served, want := range map[bool]string{false: tt.want, true: tt.served} {
+				bubble(t, func(t *testing.T) {
+					c := start(t, func(cfg *identity.Config) { cfg.ContainerCredentials = served })
+					c.accounts["shop"].Add(metadata("shop", "app", nil))
+					c.namespaces["shop"].Add(metadata("", "shop", nil))
+					c.pods.Add(newPod("shop", "a", "1", tt.edit))
+					synctest.Wait()
+					if f, ok := c.known("1"); !ok || f.Bypass != want {
+						t.Errorf("endpoint served: %t: known %t, by-pass %q, want %q", served, ok, f.Bypass, want)
+					}
+				})
+			}
 		})
 	}
 }

@@ -216,7 +216,7 @@ func (b *byHand) arrive(f feedID) {
 	}
 	trim := trimMetadata
 	if f == podFeed {
-		trim = trimPod
+		trim = Config{}.trimPod
 	}
 	trimmed, err := trim(object)
 	if err == nil {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -70,11 +71,12 @@ func bypasses() []string {
 }
 
 // bypassOf returns the first such variable in p's containers; none is the empty string. Init containers are among them:
-// sidecars are such too, and webhooks change them all alike.
-func bypassOf(p *corev1.Pod) string {
+// sidecars are such too, and webhooks change them all alike. Where the container credentials endpoint is served, a variable
+// that leads there is none.
+func bypassOf(p *corev1.Pod, containerCredentials bool) string {
 	for _, c := range slices.Concat(p.Spec.Containers, p.Spec.InitContainers) {
 		for _, variable := range c.Env {
-			if slices.Contains(bypasses(), variable.Name) {
+			if slices.Contains(bypasses(), variable.Name) && !(containerCredentials && leadsToContainerCredentials(variable)) {
 				return variable.Name
 			}
 		}
@@ -82,8 +84,20 @@ func bypassOf(p *corev1.Pod) string {
 	return ""
 }
 
+// leadsToContainerCredentials reports whether SDKs find the container credentials endpoint by a variable, which is relative
+// to 169.254.170.2, or as the EKS Pod Identity webhook writes it.
+func leadsToContainerCredentials(v corev1.EnvVar) bool {
+	switch v.Name {
+	case "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI":
+		return strings.HasPrefix(v.Value, "/v2/credentials")
+	case "AWS_CONTAINER_CREDENTIALS_FULL_URI":
+		return v.Value == "http://169.254.170.23/v1/credentials" || v.Value == "http://[fd00:ec2::23]/v1/credentials"
+	}
+	return false
+}
+
 // trimPod keeps of a pod what this package reads, so that large specs and managed fields take no memory.
-func trimPod(object any) (any, error) {
+func (c Config) trimPod(object any) (any, error) {
 	p, ok := object.(*corev1.Pod)
 	if !ok {
 		return nil, fmt.Errorf("want a pod, got %T", object)
@@ -104,7 +118,7 @@ func trimPod(object any) (any, error) {
 		},
 		Status: corev1.PodStatus{Phase: p.Status.Phase, PodIP: p.Status.PodIP, PodIPs: p.Status.PodIPs},
 	}
-	if variable := bypassOf(p); variable != "" {
+	if variable := bypassOf(p, c.ContainerCredentials); variable != "" {
 		trimmed.Spec.Containers = []corev1.Container{{Env: []corev1.EnvVar{{Name: variable}}}}
 	}
 	for _, c := range p.Status.ContainerStatuses {

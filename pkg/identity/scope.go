@@ -127,7 +127,8 @@ func (s *scope) facts(w role.Workload, p *corev1.Pod) (role.Facts, bool) {
 	if !ok {
 		return role.Facts{}, false
 	}
-	f := role.Facts{Workload: w, Pod: p.Annotations, Namespace: namespace, Bypass: bypassOf(p)}
+	// What is no by-pass was trimmed.
+	f := role.Facts{Workload: w, Pod: p.Annotations, Namespace: namespace, Bypass: bypassOf(p, false)}
 	f.ServiceAccount, ok = annotations(s.accounts, w.Namespace+"/"+w.ServiceAccount)
 	if !ok {
 		s.mu.Lock()

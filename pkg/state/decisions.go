@@ -32,6 +32,8 @@ type Decision struct {
 	// Unreadable is the message of the Denial in spite of which the Grant is kept, until Until. Empty: there is none.
 	Unreadable string
 	Until      time.Time
+	// MetadataAllow is the list of what the pod may read of the node's metadata besides what every pod may.
+	MetadataAllow string
 }
 
 // decisionRecord is a Decision as it is written.
@@ -43,6 +45,8 @@ type decisionRecord struct {
 	Decided    time.Time      `json:"decided"`
 	Unreadable string         `json:"unreadable,omitempty"`
 	Until      time.Time      `json:"until,omitzero"`
+
+	MetadataAllow string `json:"metadata_allow,omitempty"`
 }
 
 type confirmedRecord struct {
@@ -143,7 +147,7 @@ func (s *Decisions) write(uid string, v *Decision) error {
 	}
 	data, err := json.Marshal(decisionRecord{
 		header{version, kindDecision}, workloadRecord(v.Workload), grantRecord(v.Grant), v.Policy, v.Decided.Round(0),
-		v.Unreadable, v.Until.Round(0),
+		v.Unreadable, v.Until.Round(0), v.MetadataAllow,
 	})
 	if err != nil {
 		return fmt.Errorf("encode decision on %s: %w", v.Workload, err)
@@ -233,7 +237,7 @@ func parseDecision(name string, data []byte) (Decision, error) {
 	if err := decode(data, kindDecision, &r); err != nil {
 		return Decision{}, err
 	}
-	v := Decision{role.Workload(r.Workload), role.Grant(r.Grant), r.Policy, r.Decided, r.Unreadable, r.Until}
+	v := Decision{role.Workload(r.Workload), role.Grant(r.Grant), r.Policy, r.Decided, r.Unreadable, r.Until, r.MetadataAllow}
 	w := r.Workload
 	switch {
 	case w.Namespace == "" || w.Name == "" || w.UID == "" || w.ServiceAccount == "":

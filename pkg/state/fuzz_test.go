@@ -21,7 +21,7 @@ func FuzzRecords(f *testing.F) {
 			header{version, kindSession}, g, "ASIA", "secret", "token", "", now, now.Add(time.Hour), 30 * time.Minute,
 		},
 		tokenRecord{header{version, kindToken}, tokenKeyRecord{"n", "s", "a"}, "token", now, now.Add(time.Hour)},
-		decisionRecord{header{version, kindDecision}, workloadRecord{"n", "p", "u", "s"}, g, "policy", now, "", time.Time{}},
+		decisionRecord{header{version, kindDecision}, workloadRecord{"n", "p", "u", "s"}, g, "policy", now, "", time.Time{}, "spot/*"},
 		keyRing{header{version, kindKeys}, []keyRecord{{make([]byte, keySize), now}}},
 		ownerRecord{header{version, "owner"}, 7, "id"},
 		confirmedRecord{header{version, kindConfirmed}, now},

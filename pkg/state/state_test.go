@@ -53,7 +53,7 @@ func decision(i int) state.Decision {
 			Namespace: g.Namespace, Name: fmt.Sprintf("api-%d-0", i), UID: fmt.Sprintf("uid-%d", i),
 			ServiceAccount: g.ServiceAccount,
 		},
-		Grant: g, Decided: time.Now().UTC().Round(0),
+		Grant: g, Decided: time.Now().UTC().Round(0), MetadataAllow: "spot/*",
 	}
 }
 
