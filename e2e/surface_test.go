@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"net/http"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/podrole/podrole/internal/nodebox"
@@ -58,6 +59,74 @@ func TestMetadataAllow(t *testing.T) {
 		}
 		return ""
 	})
+	noLeaks(t, bed)
+}
+
+// TestNodeFacts: what pods are told of their node comes from its metadata service from the first request on, or from flags
+// where there is none, as far as flags allow it.
+func TestNodeFacts(t *testing.T) {
+	const (
+		id   = "/latest/meta-data/instance-id"
+		zone = "/latest/meta-data/placement/availability-zone/"
+		macs = "/latest/meta-data/network/interfaces/macs/"
+	)
+	bed := newBed(t, testbed.Config{})
+	pod := addPod(t, bed, "web", "")
+	for _, c := range []struct {
+		flags          []string
+		id, zone, macs int // status
+		zoneIs         string
+	}{
+		{nil, 200, 200, 404, testbed.Region + "a"},
+		{[]string{"--metadata-allow=network/interfaces/macs/**", "--availability-zone=" + testbed.Region + "b"}, 200, 200, 200, testbed.Region + "a"},
+		{[]string{"--instance-facts=false"}, 404, 200, 404, testbed.Region + "a"},
+		{[]string{"--metadata-upstream=false"}, 404, 404, 404, ""},
+		{[]string{"--metadata-upstream=false", "--availability-zone=" + testbed.Region + "b"}, 404, 200, 404, testbed.Region + "b"},
+	} {
+		agent := startAgent(t, bed, c.flags...)
+		for path, want := range map[string]int{id: c.id, zone: c.zone, macs: c.macs} {
+			if got := get(t, pod, path); got.status != want {
+				t.Errorf("%v: %s: got %s, want %d", c.flags, path, got, want)
+			}
+		}
+		if got := get(t, pod, zone); c.zone == 200 && got.body != c.zoneIs {
+			t.Errorf("%v: the zone is %s, want %s", c.flags, got, c.zoneIs)
+		}
+		if err := agent.Stop(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	noLeaks(t, bed)
+}
+
+// TestRequestRate: what a pod asks beyond its rate is delayed and closed, never answered with an error that an SDK would take
+// for final, and takes nothing from another pod.
+func TestRequestRate(t *testing.T) {
+	bed := newBed(t, testbed.Config{})
+	greedy, other := addPod(t, bed, "greedy", "greedy"), addPod(t, bed, "other", "other")
+	startAgent(t, bed, "--request-rate=2")
+	const burst, asked = 10, 40
+	answers := make([]answer, asked)
+	var asking sync.WaitGroup
+	for i := range answers {
+		asking.Go(func() { answers[i] = ask(t.Context(), greedy.Namespace, http.MethodGet, metadataIPv4+credentials) })
+	}
+	asking.Wait()
+	served := 0
+	for _, got := range answers {
+		switch {
+		case got.err == nil && got.body == "greedy":
+			served++
+		case got.err == nil:
+			t.Errorf("beyond the rate: got %s", got)
+		}
+	}
+	if served < burst || served > burst+5 {
+		t.Errorf("%d of %d at once were answered, want %d and what a second brings", served, asked, burst)
+	}
+	if got := get(t, other, credentials); got.body != "other" {
+		t.Errorf("another pod: got %s", got)
+	}
 	noLeaks(t, bed)
 }
 

@@ -291,8 +291,7 @@ func (a *agent) openMetadata() *metadata.Store {
 	return metadata.NewStore(cfg)
 }
 
-// readNode completes what pods are told by the labels of the Node: what flags say wins over them, and what the metadata
-// service says over both.
+// readNode completes what pods are told by the labels of the Node, where no metadata service tells it. What flags say wins.
 func (a *agent) readNode(ctx context.Context) {
 	nodes := a.kube.node.CoreV1().Nodes()
 	readNodeLabels(ctx, nodes, a.cfg.Cluster.NodeName, a.logger, func(labels map[string]string) (enough bool) {
@@ -379,7 +378,7 @@ func (a *agent) run(ctx context.Context) error {
 		workers.Go(func() error { return a.kube.run(work) })
 	}
 	workers.Go(func() error { return a.metadata.Run(work) })
-	if a.kube.client != nil {
+	if a.kube.client != nil && !a.cfg.Metadata.Upstream {
 		workers.Go(func() error { a.readNode(work); return nil })
 	}
 	served := handler(a.metrics.Handler(), a.health)

@@ -11,8 +11,7 @@ import (
 )
 
 // readNodeLabels tells the labels of the Node until that is enough: a cloud controller may write them some time after the
-// Node has registered. It ends where the Node cannot be read at all: labels are of help only where neither flags nor a
-// metadata service tell the region.
+// Node has registered. It ends where the Node cannot be read at all.
 func readNodeLabels(
 	ctx context.Context, nodes typedcorev1.NodeInterface, name string, logger *slog.Logger,
 	tell func(labels map[string]string) (enough bool),
@@ -23,7 +22,7 @@ func readNodeLabels(
 		case err == nil:
 			return tell(node.Labels)
 		case apierrors.IsForbidden(err), apierrors.IsNotFound(err):
-			logger.Info("the Node's labels are not read; pods are told region and zone by flags and the metadata service alone",
+			logger.Info("the Node's labels are not read; pods are told region and zone by flags alone",
 				"node", name, "error", err)
 			return true
 		}
