@@ -40,7 +40,7 @@ func (d *Directory) Lookup(source netip.Addr) (role.Workload, bool) {
 	d.mu.RLock()
 	defer d.mu.RUnlock()
 	p, _ := d.index.at(source)
-	if p == nil {
+	if p == nil || d.isOther(p, spot{address: source}) {
 		return role.Workload{}, false
 	}
 	return p.workload, true

@@ -141,6 +141,20 @@ func TestWhoIsAtAPlace(t *testing.T) {
 	}
 }
 
+// TestLookupBesideAnothersSandbox: an address that only the API still says is one pod's, and where the sandbox of another is
+// that is not known yet, is nobody's: a token that was bound to the former would be refused once the latter is known.
+func TestLookupBesideAnothersSandbox(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		c := start(t)
+		c.pods.Add(newPod("shop", "old", "1", withIPs("10.0.0.1")))
+		c.expect(t, map[string]string{"10.0.0.1": "1"})
+		c.directory.SetSandboxes(map[string]cni.Sandbox{"2": sandbox("r", "10.0.0.1")})
+		c.expect(t, map[string]string{"10.0.0.1": ""})
+		c.pods.Add(newPod("shop", "new", "2"))
+		c.expect(t, map[string]string{"10.0.0.1": "2"})
+	})
+}
+
 // expectAt asks who is at source, without waiting.
 func (c *cluster) expectAt(t *testing.T, source, want string) {
 	t.Helper()
