@@ -16,7 +16,11 @@ build: ## build bin/podrole, static
 	CGO_ENABLED=0 $(GO) build -trimpath -o bin/podrole ./cmd/agent
 
 .PHONY: test
-test: deps lint manifests unit $(if $(ROOT),conformance e2e) fuzz ## everything that can be checked here, with the race detector
+test: deps lint manifests unit $(if $(ROOT),conformance e2e,unprivileged) fuzz ## everything that can be checked here, with the race detector
+
+.PHONY: unprivileged
+unprivileged:
+	@echo "== conformance and e2e are left out: run as root to have them"
 
 .PHONY: unit
 unit: deps ## all Go tests; those that need network namespaces run as root only
@@ -32,7 +36,7 @@ conformance: deps ## real SDKs of all ages in the pods of a node in a box (root;
 	@bin/conformance
 
 .PHONY: e2e
-e2e: deps ## a Kubernetes cluster of two nodes, the image, kubectl apply -k (root; a quarter of an hour the first time)
+e2e: deps ## a Kubernetes cluster of two nodes, the image, kubectl apply -k (root; twenty minutes the first time)
 	@SYSTEMD_OFFLINE=1 ./tools/install buildah:buildah containerd:containerd containernetworking-plugins:/usr/lib/cni/ptp \
 	  debootstrap:debootstrap runc:runc util-linux:nsenter procps:pgrep
 	@mkdir -p bin

@@ -58,7 +58,7 @@ func TestFlagsThatAreNamedExist(t *testing.T) {
 	for file, text := range pages(t) {
 		for _, match := range regexp.MustCompile("`--([a-z0-9-]+)|podrole run[^`\n]* --([a-z0-9-]+)|PODROLE_([A-Z0-9_]+)").FindAllStringSubmatch(text, -1) {
 			name := match[1] + match[2] + strings.ReplaceAll(strings.ToLower(match[3]), "_", "-")
-			if name != "help" && !strings.Contains(reference.String(), "--"+name) {
+			if name != "help" && !strings.Contains(reference.String(), "`--"+name+"`") {
 				t.Errorf("%s names --%s, which is no flag", file, name)
 			}
 		}

@@ -143,8 +143,10 @@ func TestGuardedWhileWaiting(t *testing.T) {
 	guard := func() string {
 		out, err := s.bed.Box.Node.Command(t.Context(), "ip", "rule").CombinedOutput()
 		s.must(t, err)
-		if !strings.Contains(string(out), "prohibit") {
-			return string(out)
+		for _, priority := range []string{"1:", "2:", "5:", "6:", "8:"} {
+			if !strings.HasPrefix(string(out), priority) && !strings.Contains(string(out), "\n"+priority) {
+				return priority + " is missing in\n" + string(out)
+			}
 		}
 		return ""
 	}

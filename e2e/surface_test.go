@@ -7,6 +7,9 @@ import (
 	"sync"
 	"testing"
 
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
 	"github.com/podrole/podrole/internal/nodebox"
 	"github.com/podrole/podrole/internal/testbed"
 )
@@ -97,6 +100,35 @@ func TestNodeFacts(t *testing.T) {
 		}
 	}
 	noLeaks(t, bed)
+}
+
+// TestNodeLabels: without a metadata service, pods are told what the labels of the Node say, as soon as they do.
+func TestNodeLabels(t *testing.T) {
+	s := &clusterStage{bed: newBed(t, testbed.Config{})}
+	authority := testbed.DirectTokens("../manifests")
+	authority.RBAC = append(authority.RBAC, "../manifests/options/node-labels/rbac.yaml")
+	var err error
+	s.cluster, err = s.bed.NewCluster(t.Context(), testbed.ClusterConfig{Authority: authority})
+	s.must(t, err)
+	s.must(t, s.cluster.AddNamespace("shop"))
+	s.must(t, s.cluster.AddServiceAccount("shop", "web", ""))
+	pod, err := s.cluster.AddPod("shop", "web-0", "web")
+	s.must(t, err)
+	s.start(t, "--metadata-upstream=false")
+	const zone = "/latest/meta-data/placement/availability-zone/"
+	if got := get(t, pod, zone); got.status != http.StatusNotFound {
+		t.Errorf("without labels, the zone is %s, want 404", got)
+	}
+	labels := map[string]string{
+		"topology.kubernetes.io/region": testbed.Region, "topology.kubernetes.io/zone": testbed.Region + "c",
+	}
+	s.must(t, s.cluster.API.Put(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: testbed.NodeName, Labels: labels}}))
+	eventually(t, "the zone of the labels", func() string {
+		if got := get(t, pod, zone); got.body != testbed.Region+"c" {
+			return got.String()
+		}
+		return ""
+	})
 }
 
 // TestRequestRate: what a pod asks beyond its rate is delayed and closed, never answered with an error that an SDK would take

@@ -17,7 +17,9 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/selection"
 	"k8s.io/client-go/kubernetes/scheme"
 	"sigs.k8s.io/yaml"
 
@@ -64,12 +66,11 @@ func decode(t *testing.T) map[string]any {
 	return objects
 }
 
-// TestRightsAreThoseTheAgentUses: list and watch for the informers, the node's labels, and Events; nothing else. The right to
-// tokens comes with what bounds it.
+// TestRightsAreThoseTheAgentUses: list and watch for the informers, and Events; nothing else. The right to tokens comes
+// with what bounds it, and that to read Nodes where nothing else tells pods about theirs.
 func TestRightsAreThoseTheAgentUses(t *testing.T) {
 	want := []rbacv1.PolicyRule{
 		{APIGroups: []string{""}, Resources: []string{"pods", "serviceaccounts", "namespaces"}, Verbs: []string{"list", "watch"}},
-		{APIGroups: []string{""}, Resources: []string{"nodes"}, Verbs: []string{"get"}},
 		{APIGroups: []string{""}, Resources: []string{"events"}, Verbs: []string{"create", "patch"}},
 	}
 	if diff := cmp.Diff(want, decode(t)["ClusterRole"].(*rbacv1.ClusterRole).Rules); diff != "" {
@@ -77,36 +78,135 @@ func TestRightsAreThoseTheAgentUses(t *testing.T) {
 	}
 }
 
-func TestDaemonSetIsHardened(t *testing.T) {
-	pod := decode(t)["DaemonSet"].(*appsv1.DaemonSet).Spec.Template.Spec
-	container := pod.Containers[0]
-	context := container.SecurityContext
-	switch {
-	case context == nil || context.Privileged != nil || context.AllowPrivilegeEscalation == nil || *context.AllowPrivilegeEscalation:
-		t.Error("the container may gain privileges")
-	case !slices.Equal(context.Capabilities.Drop, []corev1.Capability{"ALL"}):
-		t.Error("capabilities are not dropped")
-	case !slices.Equal(context.Capabilities.Add, []corev1.Capability{"NET_ADMIN", "NET_RAW"}):
-		t.Errorf("capabilities added: %v", context.Capabilities.Add)
-	case context.ReadOnlyRootFilesystem == nil || !*context.ReadOnlyRootFilesystem:
-		t.Error("the root file system can be written to")
-	case context.SeccompProfile == nil || context.SeccompProfile.Type != corev1.SeccompProfileTypeRuntimeDefault:
-		t.Error("no seccomp profile")
+// TestDaemonSetsAreHardened: the agent, and what removes it, have what rules need, and nothing else has anything.
+func TestDaemonSetsAreHardened(t *testing.T) {
+	daemons := daemonSets(t)
+	for _, name := range []string{"podrole", "podrole-uninstall"} {
+		pod := daemons[name].Spec.Template.Spec
+		if pod.HostPID || pod.HostIPC || !pod.HostNetwork {
+			t.Errorf("%s: want the node's network, and neither its processes nor its IPC", name)
+		}
+		if pod.AutomountServiceAccountToken == nil || *pod.AutomountServiceAccountToken {
+			t.Errorf("%s: a token is mounted that nobody asked for", name)
+		}
+		rooted := 0
+		for _, c := range slices.Concat(pod.InitContainers, pod.Containers) {
+			if len(c.Ports) > 0 {
+				t.Errorf("%s: a declared port is a port of the node, and keeps a second pod from being scheduled there", c.Name)
+			}
+			context := c.SecurityContext
+			if context == nil || context.Capabilities == nil {
+				t.Errorf("%s has all that a container has by itself", c.Name)
+				continue
+			}
+			if isTrue(context.Privileged) || !isFalse(context.AllowPrivilegeEscalation) {
+				t.Errorf("%s: it may gain privileges", c.Name)
+			}
+			if !isTrue(context.ReadOnlyRootFilesystem) {
+				t.Errorf("%s: the root file system can be written to", c.Name)
+			}
+			if context.SeccompProfile == nil || context.SeccompProfile.Type != corev1.SeccompProfileTypeRuntimeDefault {
+				t.Errorf("%s: no seccomp profile", c.Name)
+			}
+			if !slices.Equal(context.Capabilities.Drop, []corev1.Capability{"ALL"}) {
+				t.Errorf("%s: capabilities are not dropped", c.Name)
+			}
+			switch ruling := slices.Contains([]string{"run", "uninstall"}, strings.Join(c.Args, " ")); {
+			case ruling:
+				rooted++
+				if !slices.Equal(context.Capabilities.Add, []corev1.Capability{"NET_ADMIN", "NET_RAW"}) {
+					t.Errorf("%s: capabilities added: %v", c.Name, context.Capabilities.Add)
+				}
+			case len(context.Capabilities.Add) > 0 || len(c.VolumeMounts) > 0 || !isTrue(context.RunAsNonRoot) ||
+				context.RunAsUser == nil || *context.RunAsUser == 0:
+				t.Errorf("%s has more than nothing: %+v", c.Name, context)
+			}
+		}
+		if rooted != 1 {
+			t.Errorf("%s: %d containers write rules", name, rooted)
+		}
 	}
-	if pod.HostPID || pod.HostIPC || !pod.HostNetwork {
-		t.Error("want the node's network, and neither its processes nor its IPC")
+}
+
+func isTrue(b *bool) bool  { return b != nil && *b }
+func isFalse(b *bool) bool { return b != nil && !*b }
+
+// computeType is the label by which EKS says what a node is.
+const computeType = "eks.amazonaws.com/compute-type"
+
+// TestDaemonSetsGoWhereTheyCanRun: to every node of Linux that is one, whatever its taints, and to no other.
+func TestDaemonSetsGoWhereTheyCanRun(t *testing.T) {
+	for name, daemon := range daemonSets(t) {
+		pod := daemon.Spec.Template.Spec
+		if !slices.ContainsFunc(pod.Tolerations, func(t corev1.Toleration) bool {
+			return t.Key == "" && t.Effect == "" && t.Operator == corev1.TolerationOpExists
+		}) {
+			t.Errorf("%s does not tolerate every taint", name)
+		}
+		for _, node := range []struct {
+			name   string
+			labels map[string]string
+			want   bool
+		}{
+			{"linux", map[string]string{corev1.LabelOSStable: "linux"}, true},
+			{"eks-auto-mode", map[string]string{corev1.LabelOSStable: "linux", computeType: "auto"}, true},
+			{"fargate", map[string]string{corev1.LabelOSStable: "linux", computeType: "fargate"}, false},
+			{"windows", map[string]string{corev1.LabelOSStable: "windows"}, false},
+		} {
+			if got := goesTo(t, pod, node.labels); got != node.want {
+				t.Errorf("%s goes to %s: %v", name, node.name, got)
+			}
+		}
 	}
-	if len(container.Ports) > 0 {
-		t.Error("a declared port is a port of the node, and keeps a second agent from being scheduled beside this one")
+}
+
+// goesTo reports whether the scheduler would put the pod on a node with such labels, if there is room
+// (https://kubernetes.io/docs/concepts/scheduling-eviction/assign-pod-node/).
+func goesTo(t *testing.T, pod corev1.PodSpec, node map[string]string) bool {
+	t.Helper()
+	if !labels.SelectorFromSet(pod.NodeSelector).Matches(labels.Set(node)) {
+		return false
 	}
+	if pod.Affinity == nil {
+		return true
+	}
+	affinity := pod.Affinity.NodeAffinity.RequiredDuringSchedulingIgnoredDuringExecution
+	return slices.ContainsFunc(affinity.NodeSelectorTerms, func(term corev1.NodeSelectorTerm) bool {
+		selector := labels.NewSelector()
+		for _, e := range term.MatchExpressions {
+			r, err := labels.NewRequirement(e.Key, selection.Operator(strings.ToLower(string(e.Operator))), e.Values)
+			if err != nil {
+				t.Fatal(err)
+			}
+			selector = selector.Add(*r)
+		}
+		return selector.Matches(labels.Set(node))
+	})
+}
+
+// daemonSets returns those of all folders by name.
+func daemonSets(t *testing.T) map[string]*appsv1.DaemonSet {
+	t.Helper()
+	daemons := map[string]*appsv1.DaemonSet{}
+	for file, text := range files(t) {
+		if filepath.Base(file) != "daemonset.yaml" {
+			continue
+		}
+		var d appsv1.DaemonSet
+		if err := yaml.UnmarshalStrict(text, &d); err != nil {
+			t.Fatalf("%s: %v", file, err)
+		}
+		daemons[d.Name] = &d
+	}
+	if len(daemons) != 2 {
+		t.Fatalf("%d DaemonSets", len(daemons))
+	}
+	return daemons
 }
 
 // TestTokenLivesForADay: the agent's own token is none of the year that the API server makes of an hour.
 func TestTokenLivesForADay(t *testing.T) {
 	pod := decode(t)["DaemonSet"].(*appsv1.DaemonSet).Spec.Template.Spec
-	if pod.AutomountServiceAccountToken == nil || *pod.AutomountServiceAccountToken {
-		t.Error("a token is mounted that nobody asked for")
-	}
 	for _, v := range pod.Volumes {
 		if v.Projected == nil {
 			continue

@@ -10,62 +10,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// TestRoleAnnotations tries policies on what no client can write here: ServiceAccounts and Namespaces.
-func TestRoleAnnotations(t *testing.T) {
-	policies, err := ReadPolicies("../../manifests/policies/role-annotations/policies.yaml")
-	if err != nil {
-		t.Fatal(err)
-	}
-	api := &API{cfg: Config{Policies: policies}, store: newStore(1)}
-	write := func(kind string, before, now map[string]string) error {
-		x := &exchange{api: api, target: target{version: "v1", resource: kind, name: "a"}, user: authenticationv1.UserInfo{Username: "jane"}}
-		k := kinds()[kind]
-		p := proposal{operation: admissionv1.Create, kind: k.gvk, object: k.bare(metav1.ObjectMeta{Name: "a", Annotations: now})}
-		if before != nil {
-			p.operation, p.oldObject = admissionv1.Update, k.bare(metav1.ObjectMeta{Name: "a", Annotations: before})
-		}
-		return x.admit(p)
-	}
-	const accounts, namespaces, long = "serviceaccounts", "namespaces", "arn:aws:iam::111122223333:role/team/app"
-	for name, tt := range map[string]struct {
-		kind, key string
-		good, bad []string
-	}{
-		"role":      {accounts, "podrole.io/role-arn", []string{"", "app", "team/app", long}, []string{"arn:aws:iam::1:role/app", "a b"}},
-		"irsa_role": {accounts, "eks.amazonaws.com/role-arn", []string{"", long}, []string{"arn:aws:s3:::bucket"}},
-		"duration": {accounts, "podrole.io/session-duration", []string{"900", "43200", "1h30m", "12h"},
-			[]string{"", "899", "43201", "13h", "14m", "soon"}},
-		"external_id": {accounts, "iam.amazonaws.com/external-id", []string{"", "ab"}, []string{"a", strings.Repeat("a", 1225)}},
-		"allowed_roles": {namespaces, "iam.amazonaws.com/allowed-roles", []string{`[]`, `["a", "b*"]`},
-			[]string{"", `["a"`, `a`, `["a",]`}},
-		"permitted":       {namespaces, "iam.amazonaws.com/permitted", []string{"", "app.*"}, []string{"(", "["}},
-		"another":         {accounts, "example.com/anything", []string{"", "("}, nil},
-		"of_another_kind": {accounts, "iam.amazonaws.com/permitted", []string{"("}, nil},
-	} {
-		t.Run(name, func(t *testing.T) {
-			for _, value := range tt.good {
-				now := map[string]string{tt.key: value}
-				for _, before := range []map[string]string{nil, {}, {tt.key: "x"}} {
-					if err := write(tt.kind, before, now); err != nil {
-						t.Errorf("%q after %v: %v", value, before, err)
-					}
-				}
-			}
-			for _, value := range tt.bad {
-				now := map[string]string{tt.key: value}
-				for _, before := range []map[string]string{nil, {}, {tt.key: "x"}} {
-					if err := write(tt.kind, before, now); err == nil {
-						t.Errorf("%q after %v is admitted", value, before)
-					}
-				}
-				if err := write(tt.kind, now, map[string]string{tt.key: value, "other": "x"}); err != nil {
-					t.Errorf("%q as it stands: %v", value, err)
-				}
-			}
-		})
-	}
-}
-
 // TestParametersOfNoNamespace: a policy whose parameters are of the request's namespace refuses a request that has none, or
 // one without ServiceAccounts.
 func TestParametersOfNoNamespace(t *testing.T) {
@@ -111,7 +55,7 @@ func TestReplaceOfWhatIsGone(t *testing.T) {
 
 // TestAbsentObjects: a creation has no old object, a deletion no new one.
 func TestAbsentObjects(t *testing.T) {
-	policies, err := ReadPolicies("../../manifests/overlays/startup-taint/policies.yaml")
+	policies, err := ReadPolicies("../../manifests/options/startup-taint/policies.yaml")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -26,10 +26,11 @@ func rights() []string {
 }
 
 const (
-	manifests = "../../manifests/"
-	user      = "system:serviceaccount:podrole:podrole"
-	bearer    = "a-bearer-token"
-	patience  = 20 * time.Second
+	manifests  = "../../manifests/"
+	nodeLabels = manifests + "options/node-labels/rbac.yaml" // the right to read Nodes
+	user       = "system:serviceaccount:podrole:podrole"
+	bearer     = "a-bearer-token"
+	patience   = 20 * time.Second
 )
 
 func check(t *testing.T, err error) {

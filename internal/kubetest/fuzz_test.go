@@ -37,7 +37,7 @@ func FuzzRequests(f *testing.F) {
 	f.Add("GET", "//api/v1//namespaces/../secrets", "sendInitialEvents=true", "*/*;q=0", "", "", "")
 	f.Add("PATCH", "/apis/apps/v1/namespaces/a/b/c/d/e", "%", ",;,", "", "system:node:", "\x00")
 	rbac, err := kubetest.ReadRBAC(append(rights(),
-		manifests+"policies/node-tokens/rbac.yaml", manifests+"overlays/startup-taint/rbac.yaml")...)
+		manifests+"policies/node-tokens/rbac.yaml", manifests+"options/startup-taint/rbac.yaml")...)
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -54,7 +54,7 @@ func FuzzRequests(f *testing.F) {
 		bound(&cfg)
 		api, err := kubetest.New(cfg)
 		check(t, err)
-		check(t, api.Put(account("orders", map[string]string{"podrole.io/role-arn": ""})))
+		check(t, api.Put(account("orders", map[string]string{"podrole.io/role-arn": "arn"})))
 		check(t, api.Put(pod("a", "box")))
 		check(t, api.Put(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "box"}}))
 		r := httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/", strings.NewReader(body))

@@ -81,7 +81,7 @@ func TestSelfSubjectAccessReview(t *testing.T) {
 		"list_pods_there":        {attributes{Verb: "list", Resource: "pods", Namespace: "shop"}, true},
 		"get_pod":                {attributes{Verb: "get", Resource: "pods", Name: "a"}, false},
 		"pods_of_another_group":  {attributes{Verb: "list", Resource: "pods", Group: "metrics.k8s.io"}, false},
-		"get_node":               {attributes{Verb: "get", Resource: "nodes", Name: "box"}, true},
+		"get_node":               {attributes{Verb: "get", Resource: "nodes", Name: "box"}, false},
 		"patch_node":             {attributes{Verb: "patch", Resource: "nodes", Name: "box"}, false},
 		"create_token":           {attributes{Verb: "create", Resource: "serviceaccounts", Subresource: "token"}, true},
 		"create_token_in_one":    {attributes{Verb: "create", Resource: "serviceaccounts/token"}, true},
@@ -110,7 +110,7 @@ func TestSelfSubjectAccessReview(t *testing.T) {
 
 // TestAccessReviewOfWildcards: who may do everything may do what is called *.
 func TestAccessReviewOfWildcards(t *testing.T) {
-	admin := edited(t, manifests+"base/rbac.yaml", "verbs: [\"get\"]", "verbs: [\"*\"]")
+	admin := edited(t, nodeLabels, "verbs: [\"get\"]", "verbs: [\"*\"]")
 	rbac, err := kubetest.ReadRBAC(admin)
 	check(t, err)
 	f := newFixture(t, func(c *kubetest.Config) { c.RBAC = rbac })

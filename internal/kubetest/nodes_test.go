@@ -14,7 +14,7 @@ import (
 )
 
 func TestGet(t *testing.T) {
-	rbac, err := kubetest.ReadRBAC(edited(t, manifests+"base/rbac.yaml", `["list", "watch"]`, `["get"]`))
+	rbac, err := kubetest.ReadRBAC(nodeLabels, edited(t, manifests+"base/rbac.yaml", `["list", "watch"]`, `["get"]`))
 	check(t, err)
 	f := newFixture(t, func(c *kubetest.Config) { c.RBAC = rbac })
 	f.put(t, namespace("shop"), pod("a", "box"), &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "box", Labels: map[string]string{"zone": "a"}}})

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -15,12 +16,13 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"github.com/podrole/podrole/internal/kubetest"
+	"github.com/podrole/podrole/pkg/role"
 )
 
 const (
 	directPolicies = manifests + "policies/direct-tokens/policies.yaml"
 	nodePolicies   = manifests + "policies/node-tokens/policies.yaml"
-	taintPolicies  = manifests + "overlays/startup-taint/policies.yaml"
+	taintPolicies  = manifests + "options/startup-taint/policies.yaml"
 )
 
 // bound makes the agent's token one of a pod on node box.
@@ -106,11 +108,13 @@ func TestDirectTokens(t *testing.T) {
 		{"bound_to_a_secret", "orders", func(s *tokenSpec) { s.BoundObjectRef.Kind = "Secret" }, binding},
 		// Policies are asked before the pod is looked up, and after the ServiceAccount is.
 		{"account_without_role", "plain", nil, role + "the ServiceAccount names no role"},
+		{"role_taken_away", "left", nil, role + "the ServiceAccount names no role"},
 	}
 	f := newFixture(t, func(c *kubetest.Config) { bound(c); c.Policies = policies(t, directPolicies) })
 	legacy := pod("l", "box")
 	legacy.Spec.ServiceAccountName = "legacy"
-	f.put(t, pod("a", "box"), legacy, account("plain", nil), account("orders", map[string]string{"podrole.io/role-arn": ""}),
+	f.put(t, pod("a", "box"), legacy, account("plain", nil),
+		account("orders", map[string]string{"podrole.io/role-arn": "arn"}), account("left", map[string]string{"podrole.io/role-arn": ""}),
 		account("legacy", map[string]string{"eks.amazonaws.com/role-arn": "arn"}))
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -133,6 +137,72 @@ func TestDirectTokens(t *testing.T) {
 		err := requestToken(t, f.client, "shop", "orders", wanted(func(s *tokenSpec) { s.BoundObjectRef.Name = "z" }))
 		expect(t, err, http.StatusNotFound, `pods "z" not found`)
 	})
+}
+
+// TestTokensAreOfAccountsWithARole: the policy finds a role on a ServiceAccount where the agent does, and nowhere else.
+func TestTokensAreOfAccountsWithARole(t *testing.T) {
+	const own, irsa, arn = "podrole.io/role-arn", "eks.amazonaws.com/role-arn", "arn:aws:iam::111122223333:role/orders"
+	agent := role.Policy{
+		Keys: role.DefaultKeys(), Source: role.WebIdentity, Duration: time.Hour, Audiences: []string{"sts.amazonaws.com"},
+	}
+	f := newFixture(t, func(c *kubetest.Config) { bound(c); c.Policies = policies(t, directPolicies) })
+	for name, annotations := range map[string]map[string]string{
+		"none":                  nil,
+		"of_another_kind":       {"example.com/owner": "x"},
+		"of_pods":               {"iam.amazonaws.com/role": arn},
+		"own":                   {own: arn},
+		"own_taken_away":        {own: ""},
+		"irsa":                  {irsa: arn},
+		"irsa_taken_away":       {irsa: ""},
+		"both":                  {own: arn, irsa: arn},
+		"own_before_irsa":       {own: "", irsa: arn},
+		"irsa_behind_own":       {own: arn, irsa: ""},
+		"both_taken_away":       {own: "", irsa: ""},
+		"beside_something_else": {own: arn, "example.com/owner": ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f.put(t, pod("a", "box"), account("orders", annotations), account("other", map[string]string{own: arn}))
+			want := ""
+			if _, err := agent.Decide(role.Facts{ServiceAccount: annotations}); err != nil {
+				want = "the ServiceAccount names no role"
+			}
+			expect(t, requestToken(t, f.client, "shop", "orders", wanted(nil)), http.StatusUnprocessableEntity, want)
+		})
+	}
+}
+
+// TestTokensOfTheAgentItself: it tries the policies with its own ServiceAccount, which names no role, in any namespace,
+// also while that is as earlier manifests had it.
+func TestTokensOfTheAgentItself(t *testing.T) {
+	for name, tt := range map[string]struct {
+		namespace   string
+		annotations map[string]string
+	}{
+		"as_it_is":             {"podrole", nil},
+		"of_earlier_manifests": {"podrole", map[string]string{"podrole.io/role-arn": ""}},
+		"elsewhere":            {"aws-roles", nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			as := "system:serviceaccount:" + tt.namespace + ":podrole"
+			file := edited(t, directPolicies, user, as)
+			rbac, err := kubetest.ReadRBAC(
+				edited(t, manifests+"policies/direct-tokens/rbac.yaml", "namespace: podrole", "namespace: "+tt.namespace))
+			check(t, err)
+			f := newFixture(t, func(c *kubetest.Config) {
+				bound(c)
+				c.User, c.RBAC, c.Policies = as, rbac, policies(t, file)
+			})
+			itself, own := pod("podrole-box", "box"), account("podrole", tt.annotations)
+			itself.Namespace, own.Namespace, itself.Spec.ServiceAccountName = tt.namespace, tt.namespace, "podrole"
+			namesake, others := account("podrole", nil), pod("a", "box")
+			others.Spec.ServiceAccountName = "podrole"
+			f.put(t, itself, own, namesake, others)
+			spec := wanted(func(s *tokenSpec) { s.BoundObjectRef.Name, s.BoundObjectRef.UID = itself.Name, itself.UID })
+			expect(t, requestToken(t, f.client, tt.namespace, "podrole", spec), 0, "")
+			err = requestToken(t, f.client, "shop", "podrole", wanted(nil))
+			expect(t, err, http.StatusUnprocessableEntity, "names no role")
+		})
+	}
 }
 
 // TestPoliciesAsTheyAreInstalled: what the policies of direct-tokens are worth when something about them is not as it should be.
@@ -182,7 +252,7 @@ func TestPoliciesAsTheyAreInstalled(t *testing.T) {
 					tt.change(c)
 				}
 			})
-			f.put(t, pod("a", "box"), account("orders", map[string]string{"podrole.io/role-arn": ""}))
+			f.put(t, pod("a", "box"), account("orders", map[string]string{"podrole.io/role-arn": "arn"}))
 			err := requestToken(t, f.client, "shop", "orders", wanted(func(s *tokenSpec) { s.Audiences = []string{"vault"} }))
 			expect(t, err, http.StatusUnprocessableEntity, tt.shape)
 			f.put(t, account("orders", nil))
@@ -274,7 +344,7 @@ func TestStartupTaint(t *testing.T) {
 
 func newTaintFixture(t *testing.T, change func(*kubetest.Config)) *fixture {
 	t.Helper()
-	rbac, err := kubetest.ReadRBAC(append(rights(), manifests+"overlays/startup-taint/rbac.yaml")...)
+	rbac, err := kubetest.ReadRBAC(append(rights(), manifests+"options/startup-taint/rbac.yaml")...)
 	check(t, err)
 	f := newFixture(t, func(c *kubetest.Config) {
 		c.RBAC, c.Policies = rbac, policies(t, taintPolicies)

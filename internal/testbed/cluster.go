@@ -138,18 +138,16 @@ func (b *Bed) agentObject() *corev1.Pod {
 	}
 }
 
-// addAgent creates what is there of the agent before it starts. Its ServiceAccount says that it has no role.
+// addAgent creates what is there of the agent before it starts.
 func (c *Cluster) addAgent(pod *corev1.Pod) error {
-	account := func(name string, annotations map[string]string) error {
-		return c.API.Put(&corev1.ServiceAccount{
-			ObjectMeta: metav1.ObjectMeta{Namespace: AgentNamespace, Name: name, Annotations: annotations},
-		})
+	account := func(name string) error {
+		return c.API.Put(&corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: AgentNamespace, Name: name}})
 	}
 	return errors.Join(
 		c.API.Put(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: NodeName}}),
 		c.AddNamespace(AgentNamespace),
-		account("default", nil),
-		account(agentAccount, map[string]string{"podrole.io/role-arn": ""}),
+		account("default"),
+		account(agentAccount),
 		c.API.Put(pod))
 }
 

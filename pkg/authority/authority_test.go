@@ -176,7 +176,7 @@ func TestAuthorityNotAsTold(t *testing.T) {
 				}
 				return nil
 			}
-		}, taint, []string{"labelling the Node;", "manifests/overlays/startup-taint;"}},
+		}, taint, []string{"labelling the Node;", "manifests/options/startup-taint;"}},
 		{"no-service-account", authority.Direct, func(s *apiServer) { s.user.Username = "kubernetes-admin" }, nil,
 			[]string{"kubernetes-admin, which is no ServiceAccount", "unverified"}},
 		{"unbound-token", authority.Direct, extra("pod-uid"), nil, []string{"is not bound to a pod on a node", "1.30"}},
@@ -255,6 +255,11 @@ func TestLackingAuthority(t *testing.T) {
 			[]string{"of 12h0m0s is refused", "--token-lifetime"}},
 		{"direct-other-audience", direct, authority.Direct, nil, func(c *authority.Config) { c.Audiences = append(c.Audiences, "other") }, nil,
 			[]string{"a token for other of", "--audiences"}},
+		// The policies that go with the agent's ServiceAccount as it is now come a moment after it.
+		{"direct-policies-of-earlier-manifests", direct, authority.Direct, func(s *apiServer) {
+			s.token = func(string, string, authenticationv1.TokenRequestSpec) error { return denied("podrole-token-role") }
+		}, nil, func(s *apiServer) { s.token = direct().token },
+			[]string{"is refused", "podrole-token-role", "for ServiceAccount podrole/podrole, and have its policies allow that one's tokens"}},
 		{"node-before-1.36", node, authority.Node, func(s *apiServer) { s.token, s.list = noToken, noPods }, nil,
 			func(s *apiServer) { s.token, s.list = node().token, node().list },
 			[]string{"is refused", "Kubernetes 1.36"}},

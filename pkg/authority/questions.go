@@ -35,7 +35,7 @@ type question struct {
 const (
 	directTokens = "manifests/policies/direct-tokens"
 	nodeTokens   = "manifests/policies/node-tokens"
-	startupTaint = "manifests/overlays/startup-taint"
+	startupTaint = "manifests/options/startup-taint"
 )
 
 // questions returns what must be granted and what must be refused to the agent.
@@ -251,6 +251,6 @@ func (c Config) remedyForRefused(s self) string {
 	if c.Kind == Node {
 		return fmt.Sprintf("apply %s, for ServiceAccount %s/%s, on Kubernetes 1.36 or later", nodeTokens, s.Namespace, s.Account)
 	}
-	return fmt.Sprintf("apply %s for ServiceAccount %s/%s, which needs the annotation podrole.io/role-arn: \"\", and have its policies "+
-		"allow the audiences of --audiences and the life of --token-lifetime", directTokens, s.Namespace, s.Account)
+	return fmt.Sprintf("apply %s for ServiceAccount %s/%s, and have its policies allow that one's tokens, the audiences of --audiences "+
+		"and the life of --token-lifetime", directTokens, s.Namespace, s.Account)
 }

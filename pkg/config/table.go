@@ -100,7 +100,7 @@ func table(c *Config) []setting {
 		}, {
 			topic: topicCluster, name: "startup-taint", value: "KEY", unset: "none",
 			help: "Key of a taint that new nodes are registered with, and that is removed from this node once its pods are served, " +
-				"such as podrole.io/agent-not-ready. Needs the rights of manifests/overlays/startup-taint.",
+				"such as podrole.io/agent-not-ready. Needs the rights of manifests/options/startup-taint.",
 			want:  "the key of a taint, for example podrole.io/agent-not-ready",
 			parse: into(&c.Cluster.StartupTaint, optional(taintKey)),
 		}, {
