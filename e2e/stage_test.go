@@ -114,7 +114,9 @@ func ask(ctx context.Context, from *nodebox.Namespace, method, url string, heade
 		return answer{err: err}
 	}
 	for i := 0; i+1 < len(headers); i += 2 {
-		request.Header.Set(headers[i], headers[i+1])
+		if request.Header.Set(headers[i], headers[i+1]); headers[i] == "Host" {
+			request.Host = headers[i+1]
+		}
 	}
 	response, err := client.Do(request)
 	if err != nil {

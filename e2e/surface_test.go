@@ -131,6 +131,20 @@ func TestNodeLabels(t *testing.T) {
 	})
 }
 
+// TestMetadataAddress: the metadata service can be at another address.
+func TestMetadataAddress(t *testing.T) {
+	s := newClusterStage(t, testbed.ClusterConfig{})
+	s.addAccount(t, "orders")
+	pod := s.addPod(t, "orders-0", "orders")
+	s.start(t, "--metadata-address=169.254.169.250")
+	for host, want := range map[string]int{"169.254.169.250": http.StatusOK, "169.254.169.254": http.StatusForbidden} {
+		got := ask(t.Context(), pod.Namespace, http.MethodGet, "http://169.254.169.250"+credentials, "Host", host)
+		if got.status != want || want == http.StatusOK && got.body != "orders" {
+			t.Errorf("as %s: got %s, want %d", host, got, want)
+		}
+	}
+}
+
 // TestRequestRate: what a pod asks beyond its rate is delayed and closed, never answered with an error that an SDK would take
 // for final, and takes nothing from another pod.
 func TestRequestRate(t *testing.T) {

@@ -14,7 +14,7 @@ import (
 	"github.com/podrole/podrole/internal/testbed"
 )
 
-// crowd is pods that ask for their credentials all the time, over each address family.
+// crowd is pods that ask for their credentials and for facts of the node all the time, over each address family.
 type crowd struct {
 	cancel context.CancelFunc
 	asking sync.WaitGroup
@@ -36,12 +36,18 @@ func startCrowd(t *testing.T, bed *testbed.Bed, pods map[string]*nodebox.Pod) *c
 	ctx, cancel := context.WithCancel(t.Context())
 	c.cancel = cancel
 	for role, pod := range pods {
+		questions := []struct{ path, want string }{
+			{credentials + role, "AccessKeyId"},
+			{"/latest/meta-data/placement/availability-zone", testbed.Region},
+			{"/latest/meta-data/instance-id", "i-"},
+		}
 		for _, service := range services {
 			c.asking.Go(func() {
-				for ctx.Err() == nil {
+				for n := 0; ctx.Err() == nil; n++ {
+					q := questions[n%len(questions)]
 					began := time.Now()
-					got := ask(context.WithoutCancel(ctx), pod.Namespace, http.MethodGet, service+credentials+role)
-					c.note(service, got, time.Since(began))
+					got := ask(context.WithoutCancel(ctx), pod.Namespace, http.MethodGet, service+q.path)
+					c.note(service+q.path, q.want, got, time.Since(began))
 				}
 			})
 		}
@@ -50,13 +56,13 @@ func startCrowd(t *testing.T, bed *testbed.Bed, pods map[string]*nodebox.Pod) *c
 	return c
 }
 
-func (c *crowd) note(service string, got answer, took time.Duration) {
+func (c *crowd) note(url, want string, got answer, took time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.requests++
 	c.slowest = max(c.slowest, took)
-	if got.err != nil || got.status != http.StatusOK || !strings.Contains(got.body, "AccessKeyId") {
-		c.failed = append(c.failed, fmt.Sprintf("%s %s after %s", service, got, took.Round(time.Millisecond)))
+	if got.err != nil || got.status != http.StatusOK || !strings.Contains(got.body, want) {
+		c.failed = append(c.failed, fmt.Sprintf("%s: %s after %s", url, got, took.Round(time.Millisecond)))
 	}
 }
 

@@ -20,6 +20,9 @@ type client struct {
 // tokens reports whether the client knows IMDSv2.
 func (c client) tokens() bool { return c.asks[0] == 'T' }
 
+// mayLearn reports whether the next release may be another without anybody having said so here.
+func (c client) mayLearn() bool { return c.version == "" }
+
 // Why a scenario is n/a.
 const (
 	noRegion  = "has no finder of regions"

@@ -21,6 +21,9 @@ func TestClients(t *testing.T) {
 			t.Errorf("%s is there twice", c.name)
 		}
 		seen[c.name] = true
+		if c.mayLearn() != (c.kit.inputs == nil) {
+			t.Errorf("%s: what it is made from is pinned %t, its version is %q", c.name, c.kit.inputs != nil, c.version)
+		}
 		if strings.Trim(c.asks, "TLCR") != "" || !strings.Contains(c.asks, "LC") {
 			t.Errorf("%s asks for %q", c.name, c.asks)
 		}

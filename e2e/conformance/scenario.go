@@ -32,25 +32,28 @@ type scenario struct {
 	what string // in one line, below the table
 	// play returns what went wrong; note replaces "ok" in the table.
 	play func(ctx context.Context, s *stage, r ready) (note string, err error)
+	// learnt returns what shows that a client for which the scenario is n/a could play it after all. nil: nothing could
+	// change that.
+	learnt func(ctx context.Context, s *stage, r ready) error
 }
 
 // plain are the scenarios of an agent with its defaults.
 func plain() []scenario {
 	return []scenario{
-		{scenarioCredentials, "the pod's own role, with no more requests than the client is known for", playCredentials},
-		{scenarioRegion, "the region, wherever the client looks for it", playRegion},
-		{scenarioRole, "asked for by name, the own role is served and another one is 404", playRole},
-		{scenarioNoRole, "a pod without a role: no credentials, said in time and without a hot loop", playNoRole},
-		{scenarioCold, "the first session takes STS 700 ms while the client waits", playCold},
-		{scenarioFloor, "credentials with 25 minutes left are used 20 times and read once", playFloor},
+		{scenarioCredentials, "the pod's own role, with no more requests than the client is known for", playCredentials, nil},
+		{scenarioRegion, "the region, wherever the client looks for it", playRegion, nil},
+		{scenarioRole, "asked for by name, the own role is served and another one is 404", playRole, nil},
+		{scenarioNoRole, "a pod without a role: no credentials, said in time and without a hot loop", playNoRole, nil},
+		{scenarioCold, "the first session takes STS 700 ms while the client waits", playCold, nil},
+		{scenarioFloor, "credentials with 25 minutes left are used 20 times and read once", playFloor, nil},
 	}
 }
 
 // containers are the scenarios of an agent with containerFlag.
 func containers() []scenario {
 	return []scenario{
-		{scenarioContainer, "led to 169.254.170.2 as on ECS, the pod's own role from there and from nowhere else", playContainer},
-		{scenarioFullURI, "the same, led to 169.254.170.23 as with EKS Pod Identity", playFullURI},
+		{scenarioContainer, "led to 169.254.170.2 as on ECS, the pod's own role from there and from nowhere else", playContainer, learntContainer},
+		{scenarioFullURI, "the same, led to 169.254.170.23 as with EKS Pod Identity", playFullURI, learntFullURI},
 	}
 }
 
@@ -60,7 +63,7 @@ const containerFlag = "--container-credentials"
 // strict are the scenarios of an agent with --imdsv1=false.
 func strict() []scenario {
 	return []scenario{
-		{scenarioTokens, "tokens required: served as ever, and clients that know none find no credentials", playTokens},
+		{scenarioTokens, "tokens required: served as ever, and clients that know none find no credentials", playTokens, nil},
 	}
 }
 
@@ -258,13 +261,55 @@ func playTokens(ctx context.Context, s *stage, r ready) (string, error) {
 	return "refused", err
 }
 
+// relativeURI leads a client to the container credentials endpoint as ECS does.
+func relativeURI() []string {
+	return []string{"AWS_CONTAINER_CREDENTIALS_RELATIVE_URI=/v2/credentials/conformance"}
+}
+
+// fullURI leads a client there as EKS Pod Identity does.
+func fullURI() []string {
+	return []string{
+		"AWS_CONTAINER_CREDENTIALS_FULL_URI=http://169.254.170.23/v1/credentials", "AWS_CONTAINER_AUTHORIZATION_TOKEN=whatever",
+	}
+}
+
 func playContainer(ctx context.Context, s *stage, r ready) (string, error) {
-	return playEndpoint(ctx, s, r, scenarioContainer, "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI=/v2/credentials/conformance")
+	return playEndpoint(ctx, s, r, scenarioContainer, relativeURI()...)
 }
 
 func playFullURI(ctx context.Context, s *stage, r ready) (string, error) {
-	return playEndpoint(ctx, s, r, scenarioFullURI,
-		"AWS_CONTAINER_CREDENTIALS_FULL_URI=http://169.254.170.23/v1/credentials", "AWS_CONTAINER_AUTHORIZATION_TOKEN=whatever")
+	return playEndpoint(ctx, s, r, scenarioFullURI, fullURI()...)
+}
+
+func learntContainer(ctx context.Context, s *stage, r ready) error {
+	return learntEndpoint(ctx, s, r, scenarioContainer, relativeURI()...)
+}
+
+func learntFullURI(ctx context.Context, s *stage, r ready) error {
+	return learntEndpoint(ctx, s, r, scenarioFullURI, fullURI()...)
+}
+
+// learntEndpoint leads a client to the container credentials endpoint that is known not to go there. What it finds
+// instead does not matter: some fall back to the metadata service, some refuse the address.
+func learntEndpoint(ctx context.Context, s *stage, r ready, scenario string, variables ...string) error {
+	a, err := s.enter(ctx, r, scenario, part{role: r.name, variables: variables})
+	if err != nil {
+		return err
+	}
+	said, err := a.ask(ctx, "identity")
+	if err == nil {
+		err = goesThere(a.wire.heard(), scenario, said)
+	}
+	_, err = a.leave(err)
+	return err
+}
+
+// goesThere returns an error if a client has asked the container credentials endpoint, whatever came of it.
+func goesThere(heard []exchange, scenario string, said answer) error {
+	if strings.ContainsRune(letters(heard), letterContainer) {
+		return fmt.Errorf("it is n/a, but goes there: take %q out of what this client lacks; it says %s", scenario, said)
+	}
+	return nil
 }
 
 // playEndpoint leads the client to the container credentials endpoint. It may still look for its region elsewhere.

@@ -23,7 +23,7 @@ const namespace = "shop"
 
 // restarts is the scenario that all clients play at once: see [stage.restart].
 func restarts() []scenario {
-	return []scenario{{scenarioRestart, "the agent is replaced, and the client reads credentials anew with the token that it has", nil}}
+	return []scenario{{scenarioRestart, "the agent is replaced, and the client reads credentials anew with the token that it has", nil, nil}}
 }
 
 // stage is a node in a box with an agent, and AWS outside.
@@ -108,11 +108,17 @@ func (s *stage) each(ctx context.Context, clients []ready, scenarios []scenario,
 		began := time.Now()
 		pool(s.settings.parallel, len(clients), func(i int) {
 			r := clients[i]
-			if all.absent(r, sc.name) {
+			if !all.absent(r, sc.name) {
+				note, err := sc.play(ctx, s, r)
+				all.record(r.name, sc.name, note, err)
 				return
 			}
-			note, err := sc.play(ctx, s, r)
-			all.record(r.name, sc.name, note, err)
+			if r.err != nil || !r.mayLearn() || sc.learnt == nil {
+				return
+			}
+			if err := sc.learnt(ctx, s, r); err != nil {
+				all.record(r.name, sc.name, "", err)
+			}
 		})
 		if err := ctx.Err(); err != nil {
 			return fmt.Errorf("play %q: %w", sc.name, err)

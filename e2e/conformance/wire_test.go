@@ -131,3 +131,26 @@ func FuzzSegment(f *testing.F) {
 		_ = describe([]exchange{*w.exchanges[0]})
 	})
 }
+
+// A client that was listed as unable to go to the container credentials endpoint is found out when it does, whatever the
+// answer.
+func TestGoesThere(t *testing.T) {
+	for name, tt := range map[string]struct {
+		heard []exchange
+		goes  bool
+	}{
+		"refuses_the_address": {nil, false},
+		"falls_back": {[]exchange{
+			{"PUT", "/latest/api/token", 200}, {"GET", "/latest/meta-data/iam/security-credentials/", 200},
+			{"GET", "/latest/meta-data/iam/security-credentials/a", 200},
+		}, false},
+		"goes":             {[]exchange{{"GET", "/v1/credentials", 200}}, true},
+		"goes_and_fails":   {[]exchange{{"GET", "/v1/credentials", 404}}, true},
+		"is_not_answered":  {[]exchange{{"GET", "/v2/credentials/conformance", 0}}, true},
+		"goes_and_retries": {[]exchange{{"GET", "/latest/meta-data/placement/region", 200}, {"GET", "/v1/credentials", 503}}, true},
+	} {
+		if err := goesThere(tt.heard, scenarioFullURI, answer{}); (err != nil) != tt.goes {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"sync/atomic"
 	"time"
 
@@ -28,6 +29,8 @@ import (
 const (
 	// warmUp is how much longer than the rate of calls takes pods are kept from an agent that lacks sessions for them.
 	warmUp = 10 * time.Second
+	// metadataWithin is how much longer pods are kept from an agent that does not know yet what to tell them of the node.
+	metadataWithin = time.Second
 	// patience is how long the API server may take to answer before pods are served by what was decided of them before.
 	patience = 2 * time.Second
 	// endWithin is how long the end waits for workers, once all requests are answered.
@@ -256,7 +259,8 @@ func (a *agent) assemble(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	a.known = metadata.Static{Region: own.Region, Zone: a.cfg.Metadata.AvailabilityZone}
+	// The region is where STS is called: the node's, unless the metadata service says another.
+	a.known = metadata.Static{Region: own.Region, RegionGuessed: true, Zone: a.cfg.Metadata.AvailabilityZone}
 	a.metadata = a.openMetadata()
 	a.proxy, err = proxy.New(proxy.Config{
 		Identity: a.directory,
@@ -268,6 +272,7 @@ func (a *agent) assemble(ctx context.Context) error {
 		Grace:    a.cfg.Shutdown.Drain,
 		Rate:     a.cfg.Metadata.RequestRate,
 
+		Addresses:            []netip.Addr{a.cfg.Metadata.Address, a.cfg.Metadata.AddressIPv6},
 		Metadata:             a.metadata,
 		Allowances:           a.assignments,
 		ContainerCredentials: a.cfg.Metadata.ContainerCredentials,
@@ -467,7 +472,7 @@ func (a *agent) readyWork(ctx context.Context, serving *errgroup.Group) {
 }
 
 // warm waits until the pods of this node are known and decided on, and their sessions minted: as long as the rate of calls
-// to STS takes for all of them, and warmUp. It returns at the end of ctx at the latest.
+// to STS takes for all of them, and warmUp; and until the node's metadata has been read, for a moment. It returns at the end of ctx at the latest.
 func (a *agent) warm(ctx context.Context) {
 	// Before the CNI results are read, what the API says might be taken for all there is.
 	select {
@@ -489,6 +494,11 @@ func (a *agent) warm(ctx context.Context) {
 		}
 	}
 	a.logger.Info("pods of this node are decided on", "grants", len(grants), "without_session", cold)
+	select {
+	case <-a.metadata.Loaded():
+	case <-time.After(metadataWithin): // what is not known by then is answered as that
+	case <-ctx.Done():
+	}
 }
 
 // decided waits until the pods of this node are decided on: anew, or, while the API server cannot be asked, as the agent

@@ -39,8 +39,10 @@ type Sessions interface {
 // Metadata answers what pods may read besides their credentials. It is called concurrently.
 type Metadata interface {
 	// Read returns what is at r.Path, and whether there is anything there that the pod may read. It returns at once for
-	// what every pod may read at all times. An error means that it is not known yet.
+	// what every pod may read at all times, if it does not vary. An error means that it is not known yet.
 	Read(ctx context.Context, r metadata.Request) (body []byte, found bool, err error)
+	// Varies reports whether a pod may read more at a path than every pod may, if that is something. It returns at once.
+	Varies(path string) bool
 }
 
 // Allowances says what single pods may read of the node's metadata. It is called concurrently.
@@ -74,8 +76,12 @@ type Config struct {
 	// IMDSv1 allows requests without a token, as SDKs from before November 2019 send them.
 	IMDSv1 bool
 
-	// ContainerCredentials answers as the container credentials endpoint, too: see containerHost. Whoever leads pods to it
-	// at those addresses leads them to the same listener. It asks for no token, with or without IMDSv1.
+	// Addresses are those at which pods call the metadata service: a request whose Host is anything else is refused.
+	// Optional: DefaultAddresses.
+	Addresses []netip.Addr
+
+	// ContainerCredentials answers as the container credentials endpoint, too: see containerAddresses. Whoever leads pods
+	// to it at those addresses leads them to the same listener. It asks for no token, with or without IMDSv1.
 	ContainerCredentials bool
 
 	// Metadata is what pods may read besides their credentials. Optional: nothing.
@@ -119,6 +125,14 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.Rate < 0 || math.IsNaN(c.Rate) || math.IsInf(c.Rate, 0) {
 		errs = append(errs, fmt.Errorf("rate (%v) must be a number, and not negative", c.Rate))
+	}
+	for _, a := range c.Addresses {
+		if !a.IsValid() || a.Is4In6() || a.Zone() != "" {
+			errs = append(errs, fmt.Errorf("address %v of the metadata service must be an IPv4 or IPv6 address without a zone", a))
+		}
+	}
+	if len(c.Addresses) == 0 {
+		c.Addresses = DefaultAddresses()
 	}
 	if c.Wait == 0 {
 		c.Wait = DefaultWait

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
+	"net/netip"
 	"strings"
 )
 
@@ -16,33 +17,24 @@ import (
 // pod no SDK takes. What the path has for an ID says nothing here, and neither does an Authorization header: who is
 // calling, the source address says.
 
-// containerHost reports whether host, of a Host header, is a form in which SDKs name the endpoint.
-func containerHost(host string) bool {
-	switch host {
-	case "169.254.170.2", "169.254.170.2:80", "169.254.170.23", "169.254.170.23:80", "[fd00:ec2::23]", "[fd00:ec2::23]:80":
-		return true
+// containerAddresses returns the endpoint's addresses.
+func containerAddresses() []netip.Addr {
+	return []netip.Addr{
+		netip.MustParseAddr("169.254.170.2"), netip.MustParseAddr("169.254.170.23"), netip.MustParseAddr("fd00:ec2::23"),
 	}
-	return false
 }
 
-// containerPath reports whether path, which is normal, is one of the endpoint's. The metadata service has none like it.
-func containerPath(path string) bool {
-	path = strings.TrimSuffix(path, "/")
-	return path == "/v1/credentials" || path == "/v2/credentials" || strings.HasPrefix(path, "/v2/credentials/")
-}
-
-// resolve finds the target of a request. A request to the container credentials endpoint is told by its path where it
-// has no Host: the listener has put in the metadata service's.
-func (s *Server) resolve(host, path string) target {
-	if s.container {
-		switch {
-		case containerPath(normalise(path)):
-			return target{route: RouteContainer, json: true}
-		case containerHost(host):
-			return target{route: RouteUnknown, json: true}
-		}
+// resolve finds the target of a request. The endpoint is there only where its own address is asked for it: the metadata
+// service wants a token for credentials, if IMDSv1 is off, and must not be a way around that.
+func (to service) resolve(path string) target {
+	if to != serviceContainer {
+		return resolve(path)
 	}
-	return resolve(path)
+	path = strings.TrimSuffix(normalise(path), "/")
+	if path == "/v1/credentials" || path == "/v2/credentials" || strings.HasPrefix(path, "/v2/credentials/") {
+		return target{route: RouteContainer, json: true}
+	}
+	return target{route: RouteUnknown, json: true}
 }
 
 // containerCredentials answers at the container credentials endpoint.

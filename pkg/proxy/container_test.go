@@ -52,8 +52,8 @@ func TestContainerEndpoint(t *testing.T) {
 		{name: "full_uri_ipv6", request: at(eks6, "/v1/credentials"), code: 200, body: containerCredentialsBody},
 		{name: "full_uri_port", request: at(eks6+":80", "/v1/credentials"), code: 200, body: containerCredentialsBody},
 		{name: "accept", request: at(ecs, task, "Accept: application/json"), code: 200, body: containerCredentialsBody},
-		{name: "no_host", request: "GET " + task + " HTTP/1.1\r\n\r\n", code: 200, body: containerCredentialsBody},
-		{name: "http10", request: "GET " + task + " HTTP/1.0\r\n\r\n", code: 200, body: containerCredentialsBody},
+		{name: "full_uri_ipv6_upper_case", request: at("[FD00:EC2::23]", "/v1/credentials"), code: 200, body: containerCredentialsBody},
+		{name: "http10", request: "GET " + task + " HTTP/1.0\r\nHost: " + ecs + "\r\n\r\n", code: 200, body: containerCredentialsBody},
 		{name: "head", request: strings.Replace(at(ecs, task), "GET", "HEAD", 1), code: 200},
 
 		{name: "roleless", source: roleless, request: at(ecs, task), code: 404},
@@ -123,9 +123,45 @@ func TestContainerEndpoint(t *testing.T) {
 	if got := parse(t, exchangeTCP(t, address, known, get(sc+"/web", withToken(token)))); got.body != credentialsBody {
 		t.Errorf("credentials by IMDSv2 beside it: %s %q", got.status, got.body)
 	}
-	got := parse(t, exchangeTCP(t, address, known, at("rebound.example", task)))
-	if codeOf(t, got) != 403 {
-		t.Errorf("by a name that was made to resolve here: %s, want 403", got.status)
+	// And it is no way around the token that it wants.
+	for name, tt := range map[string]struct {
+		request string
+		code    int
+	}{
+		"metadata_host":            {get(task), 401},
+		"metadata_host_port":       {at(metadataHost+":80", "/v1/credentials"), 401},
+		"metadata_host_ipv6":       {at("[fd00:ec2::254]", "/v1/credentials"), 401},
+		"metadata_host_with_token": {get(task, withToken(token)), 404},
+		"no_host":                  {"GET " + task + " HTTP/1.1\r\n\r\n", 401},
+		"empty_host":               {"GET " + task + " HTTP/1.1\r\nHost:\r\n\r\n", 401},
+		"http10_without_host":      {"GET " + task + " HTTP/1.0\r\n\r\n", 401},
+		"name_that_resolves_here":  {at("rebound.example", task), 403},
+		"other_port":               {at(ecs+":8080", task), 403},
+		"absolute_form":            {"GET http://rebound.example" + task + " HTTP/1.1\r\nHost: " + ecs + "\r\n\r\n", 403},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got := parse(t, exchangeTCP(t, address, known, tt.request))
+			if code := codeOf(t, got); code != tt.code {
+				t.Fatalf("status %d, want %d", code, tt.code)
+			}
+			checkPage(t, tt.code, got.body)
+		})
+	}
+}
+
+// Only who was told that a proxy is in the way has one.
+func TestContainerEndpointSaysWhy(t *testing.T) {
+	const proxied = "the request came through a proxy"
+	_, address := newTranscriptNode(t, func(c *Config) { c.ContainerCredentials = true })
+	const task = "/v2/credentials/x"
+	got := parse(t, exchangeTCP(t, address, known, at("169.254.170.2", task, "X-Forwarded-For: 10.0.0.1")))
+	if !strings.Contains(got.body, proxied) {
+		t.Errorf("through a proxy: %q", got.body)
+	}
+	for _, host := range []string{"169.254.170.3", "rebound.example", "169.254.170.2:8080", metadataHost} {
+		if got := parse(t, exchangeTCP(t, address, known, at(host, task))); strings.Contains(got.body, proxied) {
+			t.Errorf("with Host %s: %q", host, got.body)
+		}
 	}
 }
 

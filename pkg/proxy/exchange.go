@@ -28,6 +28,7 @@ const (
 type exchange struct {
 	*Server
 	request *http.Request
+	service service
 	target  target
 	source  netip.Addr
 	token   token         // verified for source; zero without one
@@ -44,10 +45,12 @@ func (s *Server) serveHTTP(w http.ResponseWriter, r *http.Request) {
 	started := time.Now()
 	c := r.Context().Value(connectionKey{}).(*connection)
 	x := &c.exchange
+	to := s.hosts.service(r.Host)
 	*x = exchange{
 		Server:  s,
 		request: r,
-		target:  s.resolve(r.Host, r.URL.Path),
+		service: to,
+		target:  to.resolve(r.URL.Path),
 		source:  c.peer.Addr(),
 		now:     s.now(),
 		budget:  budget{Context: r.Context(), deadline: started.Add(s.wait)},
@@ -108,10 +111,10 @@ func (x *exchange) answer() (answer, error) {
 	if len(r.Header["X-Forwarded-For"]) > 0 {
 		return answer{}, errForwarded
 	}
-	if !x.allowedHost(r.Host) {
+	switch x.service {
+	case serviceNone:
 		return answer{}, errHost
-	}
-	if x.target.json {
+	case serviceContainer:
 		return x.containerCredentials()
 	}
 	switch r.Method {
@@ -215,24 +218,27 @@ func (x *exchange) public(body []byte) (answer, error) {
 }
 
 // node answers what pods may read of the node's metadata. Who is asking matters only for what not every pod may read, and
-// only where there is anything that somebody might.
+// only where there is anything that somebody might: in a listing, that is what may be added to it.
 func (x *exchange) node() (answer, error) {
 	r := metadata.Request{Path: x.target.name, Source: x.source}
 	body, found, err := x.metadata.Read(&x.budget, r)
 	if err != nil {
 		return answer{}, err
 	}
-	if found {
+	if found && (x.allows == nil || !x.metadata.Varies(r.Path)) {
 		return x.public(body)
 	}
-	if x.allows != nil && metadata.Allowable(r.Path) {
+	if x.allows != nil && (found || metadata.Allowable(r.Path)) {
 		if err := x.identify(); err != nil {
 			return answer{}, err
 		}
 		if r.Allowed, err = x.allows.MetadataAllowed(&x.budget, x.pod); err != nil {
 			return answer{}, fmt.Errorf("decide what %s may read: %w", x.pod, err)
 		}
-		if body, found, err = x.metadata.Read(&x.budget, r); found || err != nil {
+		if len(r.Allowed) > 0 {
+			body, found, err = x.metadata.Read(&x.budget, r)
+		}
+		if found || err != nil {
 			return ok(body), err
 		}
 	}

@@ -128,6 +128,9 @@ var (
 	testStatic = metadata.Static{Region: "eu-west-1", Zone: "eu-west-1b"}
 )
 
+// metadataHost is the Host header of nearly all requests.
+const metadataHost = "169.254.169.254"
+
 // The secrets of the fake sessions, which must be in no log.
 const (
 	testSecret       = "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY"

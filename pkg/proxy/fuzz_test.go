@@ -67,6 +67,7 @@ func FuzzConnection(f *testing.F) {
 		get("/latest/" + macPath + "/vpc-id"), get("/2021-07-15/" + macPath + "//"), get("/latest/meta-data/spot/instance-action"),
 		get("/latest/meta-data/network/"), get(macs + "..%2f..%2f..%2fiam%2finfo"), get(macs + "%2e%2e/%252e%252e/iam/info"),
 		get(macs + "a%3fb"), get(macs + "a%0d%0aX-Forwarded-For:%20x"), get(macs + "http:%2f%2fx/"), get(macs + strings.Repeat("a/", 300)),
+		get("/latest/meta-data/spot/a%3fb"), get("/latest/meta-data/spot/a%2520b"), get("/latest/meta-data/"), get("/latest/dynamic/"),
 		get("/latest/meta-data/spot/../identity-credentials/ec2/info"), get("/latest/dynamic/instance-identity/pkcs7"),
 		at("169.254.170.2", "/v2/credentials/x"), at("[fd00:ec2::23]", "/v1/credentials", "Authorization: x"),
 		at("169.254.170.2", "/v2/credentials/../../latest/user-data"),

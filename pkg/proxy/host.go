@@ -3,26 +3,75 @@ package proxy
 import (
 	"bytes"
 	"net"
+	"net/netip"
 	"slices"
 	"strings"
 )
 
-// metadataHost is the Host that a request without one meant.
-const metadataHost = "169.254.169.254"
+// service is one of those that answer here. They share a listener; the Host header tells which one is meant.
+type service uint8
 
-// allowedHost reports whether host, of a Host header, is a form in which SDKs name the metadata service. Anything else
-// is somebody's name that was made to resolve to it: DNS rebinding.
-func (s *Server) allowedHost(host string) bool {
-	switch host {
-	case "", metadataHost, metadataHost + ":80", "[fd00:ec2::254]", "[fd00:ec2::254]:80":
-		return true
-	}
-	return s.container && containerHost(host)
+const (
+	serviceNone      service = iota // none that is here
+	serviceMetadata                 // the metadata service
+	serviceContainer                // the container credentials endpoint
+)
+
+// DefaultAddresses returns the well-known addresses of the metadata service
+// (https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/instancedata-data-retrieval.html).
+func DefaultAddresses() []netip.Addr {
+	return []netip.Addr{netip.MustParseAddr("169.254.169.254"), netip.MustParseAddr("fd00:ec2::254")}
 }
 
-// hostConn is a connection that ends its first request head with a Host header where the client sent none, for net/http to
-// accept it. The AWS Common Runtime sent none until 2023 (aws-c-auth before 0.6.29), and takes the 400 that RFC 9112,
-// section 3.2, asks for as final. Later heads are left as they are: every response closes the connection.
+// hosts are the addresses by which pods call the services. There is no name among them, and none is ever taken for one of
+// them: a name in a Host header is somebody's who made it resolve to an address of ours, so that a browser or another
+// program in the pod reads for them what is here (DNS rebinding).
+type hosts struct {
+	metadata  []netip.Addr
+	container []netip.Addr // none: the endpoint is off
+}
+
+// service returns the one that a request with this Host means. One without any is for the metadata service: it has
+// clients that send none (see hostConn), and the other has not. It allocates nothing for an address.
+func (h *hosts) service(host string) service {
+	if host == "" {
+		return serviceMetadata
+	}
+	switch address := parseHost(host); {
+	case slices.Contains(h.metadata, address):
+		return serviceMetadata
+	case slices.Contains(h.container, address):
+		return serviceContainer
+	}
+	return serviceNone
+}
+
+// parseHost returns the address that a Host header names, with HTTP's own port or without one, and the zero Addr if it
+// names anything else. An address can be written in several ways, and a client may send it as its user wrote it.
+func parseHost(host string) netip.Addr {
+	if i := strings.LastIndexByte(host, ':'); i > strings.LastIndexByte(host, ']') {
+		if port := host[i+1:]; port != "" && port != "80" {
+			return netip.Addr{}
+		}
+		host = host[:i]
+	}
+	bracketed := strings.HasPrefix(host, "[") && strings.HasSuffix(host, "]")
+	if bracketed {
+		host = host[1 : len(host)-1]
+	}
+	address, err := netip.ParseAddr(host)
+	if err != nil || address.Is6() != bracketed { // RFC 3986, section 3.2.2
+		return netip.Addr{}
+	}
+	return address.Unmap()
+}
+
+// noHost is the Host field of a request for which there is nothing to say (RFC 9112, section 3.2).
+const noHost = "Host:\r\n"
+
+// hostConn is a connection that ends its first request head with an empty Host field where the client sent none, for
+// net/http to accept it. The AWS Common Runtime sent none until 2023 (aws-c-auth before 0.6.29), and takes the 400 that
+// RFC 9112, section 3.2, asks for as final. Later heads are left as they are: every response closes the connection.
 type hostConn struct {
 	net.Conn
 	head    headScanner
@@ -90,7 +139,7 @@ func (s *headScanner) edit(piece []byte) []byte {
 	if !s.done || s.host {
 		return piece
 	}
-	return slices.Concat(piece[:end], []byte("Host: "+metadataHost+"\r\n"), piece[end:])
+	return slices.Concat(piece[:end], []byte(noHost), piece[end:])
 }
 
 // flush returns out with what edit has kept back, when nothing comes after it.

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"io"
 	"net"
+	"net/netip"
+	"net/url"
 	"strings"
 	"testing"
 	"testing/iotest"
@@ -18,7 +20,86 @@ type source struct {
 
 func (s source) Read(p []byte) (int, error) { return s.Reader.Read(p) }
 
-const injected = "Host: 169.254.169.254\r\n"
+const injected = "Host:\r\n"
+
+// Which Host headers mean which service: addresses in all their spellings, and never a name.
+func TestHosts(t *testing.T) {
+	well := hosts{metadata: DefaultAddresses()}
+	both := hosts{metadata: DefaultAddresses(), container: containerAddresses()}
+	own := hosts{metadata: []netip.Addr{netip.MustParseAddr("10.255.0.80"), netip.MustParseAddr("fd12::80")}}
+	tests := []struct {
+		host            string
+		well, both, own service
+	}{
+		{"", serviceMetadata, serviceMetadata, serviceMetadata},
+		{"169.254.169.254", serviceMetadata, serviceMetadata, serviceNone},
+		{"169.254.169.254:80", serviceMetadata, serviceMetadata, serviceNone},
+		{"169.254.169.254:", serviceMetadata, serviceMetadata, serviceNone},
+		{"[fd00:ec2::254]", serviceMetadata, serviceMetadata, serviceNone},
+		{"[fd00:ec2::254]:80", serviceMetadata, serviceMetadata, serviceNone},
+		{"[fd00:ec2::254]:", serviceMetadata, serviceMetadata, serviceNone},
+		{"[FD00:EC2::254]", serviceMetadata, serviceMetadata, serviceNone},
+		{"[fd00:ec2:0:0:0:0:0:254]", serviceMetadata, serviceMetadata, serviceNone},
+		{"[fd00:0ec2::0.0.2.84]:80", serviceMetadata, serviceMetadata, serviceNone},
+		{"[::ffff:169.254.169.254]", serviceMetadata, serviceMetadata, serviceNone},
+		{"169.254.170.2", serviceNone, serviceContainer, serviceNone},
+		{"169.254.170.2:80", serviceNone, serviceContainer, serviceNone},
+		{"169.254.170.23", serviceNone, serviceContainer, serviceNone},
+		{"[fd00:ec2::23]", serviceNone, serviceContainer, serviceNone},
+		{"[FD00:EC2:0::23]:", serviceNone, serviceContainer, serviceNone},
+		{"10.255.0.80", serviceNone, serviceNone, serviceMetadata},
+		{"10.255.0.80:80", serviceNone, serviceNone, serviceMetadata},
+		{"[fd12::80]:80", serviceNone, serviceNone, serviceMetadata},
+	}
+	for _, host := range []string{
+		"localhost", "rebound.example", "rebound.example:80", "169.254.169.254.nip.example", "169.254.169.254.", "instance-data",
+		"169.254.169.254:8080", "169.254.169.254:080", "169.254.169.254:80:80", "169.254.169.254::", "169.254.169.254 ", "169.254.169.25",
+		"169.254.43518", "2852039166", "0xa9fea9fe", "0251.0376.0251.0376", "169.254.169.0254", "[169.254.169.254]", "169.254.169.254]",
+		"fd00:ec2::254", "fd00:ec2::254:80", "[fd00:ec2::254", "fd00:ec2::254]", "[fd00:ec2::254]:443", "[fd00:ec2::254%25eth0]",
+		"[[fd00:ec2::254]]", "[]", "[", "]", ":", ":80", "@169.254.169.254", "x@169.254.169.254", "169.254.169.254/", "0.0.0.0", "[::]",
+	} {
+		tests = append(tests, struct {
+			host            string
+			well, both, own service
+		}{host: host})
+	}
+	for _, tt := range tests {
+		if got := well.service(tt.host); got != tt.well {
+			t.Errorf("Host %q means service %d, want %d", tt.host, got, tt.well)
+		}
+		if got := both.service(tt.host); got != tt.both {
+			t.Errorf("Host %q means service %d with the container endpoint, want %d", tt.host, got, tt.both)
+		}
+		if got := own.service(tt.host); got != tt.own {
+			t.Errorf("Host %q means service %d at other addresses, want %d", tt.host, got, tt.own)
+		}
+	}
+	for _, host := range []string{"169.254.169.254", "169.254.169.254:80", "[fd00:ec2::254]:80", "169.254.170.2"} {
+		if n := testing.AllocsPerRun(100, func() { both.service(host) }); n > 0 {
+			t.Errorf("Host %q: %v allocations", host, n)
+		}
+	}
+}
+
+// FuzzParseHost: what is taken for an address is one, as anybody else would read it.
+func FuzzParseHost(f *testing.F) {
+	for _, seed := range []string{"169.254.169.254:80", "[fd00:ec2::254]", "[::ffff:1.2.3.4]:", "rebound.example", "[]:", "]:[", ":"} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, host string) {
+		got := parseHost(host)
+		if !got.IsValid() {
+			return
+		}
+		u, err := url.Parse("http://" + strings.ReplaceAll(host, "%", "%25") + "/")
+		if err != nil || u.Host == "" || u.User != nil || u.Port() != "" && u.Port() != "80" {
+			t.Fatalf("%q is taken for %v, and is no host: %v", host, got, err)
+		}
+		if want, err := netip.ParseAddr(u.Hostname()); err != nil || want.Unmap() != got {
+			t.Fatalf("%q is taken for %v, want %v, %v", host, got, want, err)
+		}
+	})
+}
 
 func TestHostConn(t *testing.T) {
 	tests := []struct{ name, in, want string }{

@@ -53,7 +53,18 @@ func TestMetadataOfSinglePods(t *testing.T) {
 		{name: "allowed_any_version", allowed: "network/interfaces/macs/**", path: "/2021-07-15/" + macPath + "//vpc-id/", code: 200, body: "vpc-1"},
 		{name: "listing", allowed: "network/interfaces/macs/**", path: "/latest/" + macPath + "/", code: 200, body: "mac\nvpc-id"},
 		{name: "listing_on_the_way", allowed: "network/interfaces/macs/**", path: "/latest/meta-data/network/", code: 200, body: "interfaces/"},
-		{name: "listing_for_all", identity: never, allowed: "network/interfaces/macs/**", path: "/latest/meta-data/", code: 200, body: "iam/\nplacement/\nservices/"},
+		{name: "listing_from_the_top", allowed: "network/interfaces/macs/**", path: "/latest/meta-data/", code: 200, body: "iam/\nnetwork/\nplacement/\nservices/"},
+		{name: "listing_of_what_is_absent", allowed: "vifs/**", path: "/latest/meta-data/", code: 200, body: "iam/\nplacement/\nservices/"},
+		{name: "listing_for_all", path: "/latest/meta-data/", code: 200, body: "iam/\nplacement/\nservices/"},
+		{name: "listing_for_all_of_no_other", allowed: "network/**", path: "/latest/meta-data/placement/", code: 200, body: "availability-zone\nregion"},
+		{name: "listing_late_identity", identity: 500 * ms, allowed: "network/**", path: "/latest/meta-data/", code: 200, body: "iam/\nnetwork/\nplacement/\nservices/", took: 500 * ms},
+		{name: "listing_late_decision", decision: 500 * ms, path: "/latest/meta-data/", code: 200, body: "iam/\nplacement/\nservices/", took: 500 * ms},
+		{name: "listing_unknown", identity: never, allowed: "network/**", path: "/latest/meta-data/", code: 503, took: 900 * ms},
+		{name: "listing_upstream_hangs", latency: never, allowed: "network/**", path: "/latest/meta-data/", code: 503, took: 900 * ms},
+		{name: "listing_upstream_does_not_matter", latency: never, path: "/latest/meta-data/", code: 200, body: "iam/\nplacement/\nservices/"},
+		{name: "listing_of_trees", identity: never, path: "/latest/", code: 200, body: "dynamic\nmeta-data"},
+		{name: "listing_of_credentials", identity: never, path: "/latest/meta-data/iam/", code: 200, body: "info\nsecurity-credentials/"},
+		{name: "listing_of_signatures", identity: never, path: "/latest/dynamic/instance-identity/", code: 200, body: "document"},
 		{name: "not_this", allowed: "network/interfaces/macs/*/mac", path: vpc, code: 404},
 		{name: "nothing", path: vpc, code: 404},
 		{name: "absent", allowed: "network/**", path: "/latest/meta-data/network/nothing", code: 404},
@@ -117,6 +128,40 @@ func TestMetadataOfOtherPods(t *testing.T) {
 		u.set(func(u *upstream) { u.broken = true })
 		if got := status(t, l.ask(podIP, get("/latest/"+macPath+"/mac"))); got != 503 {
 			t.Errorf("while upstream is broken: %d, want 503", got)
+		}
+	})
+}
+
+// What the node's metadata service has not told yet is not known; that it is not there, pods are told when it says so.
+func TestMetadataUntilUpstreamAnswers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		u := newUpstream()
+		u.broken = true
+		store := u.store()
+		n := newNode(t, func(c *Config) { c.Metadata = store })
+		l := newPipes()
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 2)
+		go func() { ended <- store.Run(ctx) }()
+		go func() { ended <- n.Serve(ctx, l) }()
+		const zoneID = "/latest/meta-data/placement/availability-zone-id"
+		<-store.Loaded()
+		for path, want := range map[string]int{regionPath: 200, zoneID: 503, "/latest/user-data": 404} {
+			if got := status(t, l.ask(podIP, get(path))); got != want {
+				t.Errorf("%s while upstream is broken: %d, want %d", path, got, want)
+			}
+		}
+		u.set(func(u *upstream) { u.broken = false })
+		time.Sleep(time.Second)
+		synctest.Wait()
+		if got := status(t, l.ask(podIP, get(zoneID))); got != 404 {
+			t.Errorf("%s when upstream says that there is none: %d, want 404", zoneID, got)
+		}
+		cancel()
+		for range 2 {
+			if err := <-ended; err != nil {
+				t.Error(err)
+			}
 		}
 	})
 }

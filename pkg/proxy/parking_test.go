@@ -6,11 +6,15 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"net"
 	"net/netip"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
 
 	"github.com/podrole/podrole/pkg/role"
 	"github.com/podrole/podrole/pkg/sts"
@@ -229,17 +233,18 @@ func TestServeFails(t *testing.T) {
 	}
 }
 
-// Neither a slow head nor a body that does not come holds a connection for long.
+// Neither a slow head nor a body that does not come holds a connection for longer than it takes an honest client.
 func TestSlowClients(t *testing.T) {
+	const head, body = 2 * time.Second, 5*time.Second + DefaultWait
 	for name, tt := range map[string]struct {
-		sent   string
-		atMost time.Duration
+		sent string
+		took time.Duration
 	}{
-		"nothing":      {"", 6 * time.Second},
-		"half_a_head":  {"GET /latest/meta-data/ HTTP/1.1\r\nHo", 6 * time.Second},
-		"held_newline": {"GET /latest/meta-data/ HTTP/1.1\r\n\r", 6 * time.Second},
-		"half_a_body":  {request("POST", "/latest/", "Content-Length: 100000") + "x", 7 * time.Second},
-		"endless_body": {put("60", "Transfer-Encoding: chunked") + "5\r\nhello\r\n", 7 * time.Second},
+		"nothing":      {"", head},
+		"half_a_head":  {"GET /latest/meta-data/ HTTP/1.1\r\nHo", head},
+		"held_newline": {"GET /latest/meta-data/ HTTP/1.1\r\n\r", head},
+		"half_a_body":  {request("POST", "/latest/", "Content-Length: 100000") + "x", body},
+		"endless_body": {put("60", "Transfer-Encoding: chunked") + "5\r\nhello\r\n", body},
 	} {
 		t.Run(name, func(t *testing.T) {
 			inBubble(t, nil, func(t *testing.T, n *node, l *pipes) {
@@ -248,12 +253,75 @@ func TestSlowClients(t *testing.T) {
 				begin := time.Now()
 				go io.WriteString(c, tt.sent)
 				io.Copy(io.Discard, c)
-				if took := time.Since(begin); took > tt.atMost {
-					t.Errorf("the connection was open for %v", took)
+				if took := time.Since(begin); took != tt.took {
+					t.Errorf("the connection was open for %v, want %v", took, tt.took)
 				}
 			})
 		})
 	}
+}
+
+// Neither does a client that does not read the answer.
+func TestClientDoesNotRead(t *testing.T) {
+	inBubble(t, nil, func(t *testing.T, n *node, l *pipes) {
+		c := l.dial(podIP)
+		defer c.Close()
+		begin := time.Now()
+		io.WriteString(c, get("/latest/"))
+		// One byte is read ahead; the next one is not, so this ends with the connection.
+		if _, err := io.WriteString(c, "xx"); !errors.Is(err, io.ErrClosedPipe) {
+			t.Errorf("write to a connection that is not read from: %v", err)
+		}
+		if took, want := time.Since(begin), 5*time.Second+DefaultWait; took != want {
+			t.Errorf("the connection was open for %v, want %v", took, want)
+		}
+	})
+}
+
+// halves notes how a connection is closed, with the time since it was made.
+type halves struct {
+	net.Conn
+	mu     sync.Mutex
+	began  time.Time
+	events []string
+}
+
+func (h *halves) note(what string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.events = append(h.events, what+" after "+time.Since(h.began).String())
+}
+
+func (h *halves) RemoteAddr() net.Addr { return peer(podIP) }
+
+func (h *halves) CloseWrite() error {
+	h.note("half closed")
+	return nil
+}
+
+func (h *halves) Close() error {
+	h.note("closed")
+	return h.Conn.Close()
+}
+
+// An answer to a request whose body was not read is given time to arrive: what closes with something unread is reset, and
+// takes an answer with it that is under way.
+func TestAnswerArrivesBesideUnreadBody(t *testing.T) {
+	inBubble(t, nil, func(t *testing.T, n *node, l *pipes) {
+		far, near := net.Pipe()
+		defer far.Close()
+		h := &halves{Conn: near, began: time.Now()}
+		l.accept <- h
+		go io.WriteString(far, request("POST", sc, "Content-Length: 1000000")+"x")
+		response, _ := io.ReadAll(far)
+		if got := status(t, string(response)); got != 405 {
+			t.Errorf("status %d, want 405", got)
+		}
+		synctest.Wait()
+		if diff := cmp.Diff([]string{"half closed after 0s", "closed after 500ms"}, h.events); diff != "" {
+			t.Errorf("ends (-want +got):\n%s", diff)
+		}
+	})
 }
 
 // A pod that retries must not fill the log, and no log line may hold a secret or a token.

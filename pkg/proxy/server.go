@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -30,19 +31,18 @@ type Server struct {
 	sessions Sessions
 	tokens   atomic.Pointer[keyring]
 	imdsv1   bool
-	// container: whether to be the container credentials endpoint as well.
-	container bool
-	metadata  Metadata
-	allows    Allowances // nil: none
-	wait      time.Duration
-	grace     time.Duration
-	observe   func(Route, int, time.Duration)
-	logger    *slog.Logger
-	warnings  rate.Sometimes
-	now       func() time.Time
-	started   time.Time
-	limiter   *limiter
-	buffers   sync.Pool // of *buffer
+	hosts    hosts
+	metadata Metadata
+	allows   Allowances // nil: none
+	wait     time.Duration
+	grace    time.Duration
+	observe  func(Route, int, time.Duration)
+	logger   *slog.Logger
+	warnings rate.Sometimes
+	now      func() time.Time
+	started  time.Time
+	limiter  *limiter
+	buffers  sync.Pool // of *buffer
 }
 
 // New returns a Server, or what is wrong with c.
@@ -56,22 +56,25 @@ func New(c Config) (*Server, error) {
 		return nil, fmt.Errorf("configure metadata server: %w", err)
 	}
 	s := &Server{
-		identity:  c.Identity,
-		roles:     c.Roles,
-		sessions:  c.Sessions,
-		imdsv1:    c.IMDSv1,
-		metadata:  c.Metadata,
-		allows:    c.Allowances,
-		container: c.ContainerCredentials,
-		wait:      c.Wait,
-		grace:     c.Grace,
-		observe:   c.Observe,
-		logger:    c.Logger,
-		warnings:  rate.Sometimes{First: 10, Interval: 10 * time.Second},
-		now:       c.Now,
-		started:   c.Now(),
-		limiter:   newLimiter(c.Rate),
-		buffers:   sync.Pool{New: func() any { return new(buffer) }},
+		identity: c.Identity,
+		roles:    c.Roles,
+		sessions: c.Sessions,
+		imdsv1:   c.IMDSv1,
+		hosts:    hosts{metadata: slices.Clone(c.Addresses)},
+		metadata: c.Metadata,
+		allows:   c.Allowances,
+		wait:     c.Wait,
+		grace:    c.Grace,
+		observe:  c.Observe,
+		logger:   c.Logger,
+		warnings: rate.Sometimes{First: 10, Interval: 10 * time.Second},
+		now:      c.Now,
+		started:  c.Now(),
+		limiter:  newLimiter(c.Rate),
+		buffers:  sync.Pool{New: func() any { return new(buffer) }},
+	}
+	if c.ContainerCredentials {
+		s.hosts.container = containerAddresses()
 	}
 	s.tokens.Store(&tokens)
 	return s, nil

@@ -165,13 +165,6 @@ func (s *Store) land(f flight, a answer, err error) {
 	s.turns.Wake(f.source)
 }
 
-// keep notes what was fetched without a flight.
-func (s *Store) keep(path string, a answer) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.entry(path).last = a
-}
-
 // ask fetches what is at path now.
 func (s *Store) ask(ctx context.Context, path string) (answer, error) {
 	began := time.Now()

@@ -68,24 +68,6 @@ func (p Policy) limit(s Static) Static {
 // maxLeaf bounds one answer, in bytes. The identity document is below 1 KiB, and so is a listing of fifty interfaces.
 const maxLeaf = 16 << 10
 
-// fetch asks for the leaves one after the other, which keeps well under the limit of 1024 packets per second that
-// the service shares with the node's resolver. It stops at the first failure: a service that does not answer once
-// would only cost as many time-outs as there are leaves.
-func fetch(ctx context.Context, client Client, paths []string) (map[string][]byte, error) {
-	leaves := make(map[string][]byte, len(paths))
-	for _, path := range paths {
-		body, err := get(ctx, client, path)
-		if isNotFound(err) {
-			continue
-		}
-		if err != nil {
-			return leaves, fmt.Errorf("fetch %s from the node's metadata service: %w", path, err)
-		}
-		leaves[path] = body
-	}
-	return leaves, nil
-}
-
 // get fetches what is at path. Nothing else is in the request that a pod might have had a say in.
 func get(ctx context.Context, client Client, path string) ([]byte, error) {
 	content, err := open(ctx, client, path)

@@ -110,9 +110,10 @@ func TestPartitions(t *testing.T) {
 type instance struct {
 	mu     sync.Mutex
 	asked  []string
-	fail   string // the path that answers 500
-	absent string // the path that answers 404
-	large  string // the path whose answer does not end
+	says   map[string]string // by path; what is not here says that it is the node's
+	fail   string            // the path that answers 500
+	absent string            // the path that answers 404
+	large  string            // the path whose answer does not end
 }
 
 func (i *instance) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -133,7 +134,11 @@ func (i *instance) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case i.large:
 		io.WriteString(w, strings.Repeat("x", maxLeaf+1))
 	default:
-		io.WriteString(w, "node's "+path)
+		body, ok := i.says[path]
+		if !ok {
+			body = "node's " + path
+		}
+		io.WriteString(w, body)
 	}
 }
 
@@ -200,34 +205,40 @@ func TestLoad(t *testing.T) {
 	}
 }
 
-// What the service lacks, or fails at, comes from the static values; the error says what it was.
+// What the service lacks, or fails at, comes from the static values, if that fits; the error says what it was, and the rest
+// is asked for all the same.
 func TestLoadFallsBack(t *testing.T) {
-	static := Static{Region: "eu-west-1", Zone: "eu-west-1b"}
-	const zone, region = "meta-data/placement/availability-zone", "meta-data/placement/region"
+	near, far := Static{Region: "eu-west-1", Zone: "eu-west-1b"}, Static{Region: "us-east-1", Zone: "us-east-1b"}
 	tests := []struct {
 		name   string
 		node   *instance
+		static Static
 		err    string
 		region string
 		zone   string
 	}{
-		{"absent", &instance{absent: zone}, "", "node's " + region, "eu-west-1b"},
-		{"fails_at_once", &instance{fail: region}, region, "eu-west-1", "eu-west-1b"},
-		{"fails_later", &instance{fail: zone}, zone, "node's " + region, "eu-west-1b"},
-		{"too_large", &instance{large: zone}, zone, "node's " + region, "eu-west-1b"},
+		{"all_there", &instance{}, far, "", "eu-west-1", "eu-west-1a"},
+		{"absent", &instance{absent: pathZone}, near, "", "eu-west-1", "eu-west-1b"},
+		{"absent_elsewhere", &instance{absent: pathZone}, far, "", "eu-west-1", ""},
+		{"fails_at_once", &instance{fail: pathRegion}, near, pathRegion, "eu-west-1", "eu-west-1a"},
+		{"fails_later", &instance{fail: pathZone}, near, pathZone, "eu-west-1", "eu-west-1b"},
+		{"too_large", &instance{large: pathZone}, near, pathZone, "eu-west-1", "eu-west-1b"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			s, err := load(t.Context(), tt.node.client(t), Policy{}, static)
+			tt.node.says = map[string]string{pathRegion: "eu-west-1", pathZone: "eu-west-1a"}
+			s, err := load(t.Context(), tt.node.client(t), Policy{}, tt.static)
 			if (err == nil) != (tt.err == "") || err != nil && !strings.Contains(err.Error(), tt.err) {
 				t.Errorf("error %v, want one about %q", err, tt.err)
 			}
 			all := contents(s)
-			if all[region] != tt.region || all[zone] != tt.zone {
-				t.Errorf("region %q and zone %q, want %q and %q", all[region], all[zone], tt.region, tt.zone)
+			if all[pathRegion] != tt.region || all[pathZone] != tt.zone {
+				t.Errorf("region %q and zone %q, want %q and %q", all[pathRegion], all[pathZone], tt.region, tt.zone)
 			}
-			if !strings.Contains(all["dynamic/instance-identity/document"], "eu-west-1") && tt.err != "" {
-				t.Errorf("no identity document: %v", all)
+			for _, path := range []string{pathZoneID, pathDomain, pathPartition, pathDocument} {
+				if all[path] != "node's "+path {
+					t.Errorf("%s: %q, want what the service says", path, all[path])
+				}
 			}
 		})
 	}
@@ -255,9 +266,10 @@ func (u *unreachable) GetDynamicData(
 func TestLoadOffEC2(t *testing.T) {
 	u := &unreachable{}
 	static := Static{Region: "eu-west-1", Zone: "eu-west-1b"}
-	s, err := load(t.Context(), u, Policy{InstanceFacts: true}, static)
-	if !errors.Is(err, errUnreachable) || u.tries != 1 {
-		t.Errorf("error %v after %d tries, want the cause after one", err, u.tries)
+	policy := Policy{InstanceFacts: true}
+	s, err := load(t.Context(), u, policy, static)
+	if want := len(policy.leaves()); !errors.Is(err, errUnreachable) || u.tries != want {
+		t.Errorf("error %v after %d tries, want the cause after %d", err, u.tries, want)
 	}
 	if diff := cmp.Diff(contents(fromStatic(static)), contents(s)); diff != "" {
 		t.Errorf("snapshot (-want +got):\n%s", diff)

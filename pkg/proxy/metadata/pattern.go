@@ -146,6 +146,16 @@ func (p Pattern) match(path string) (allowed, leads bool) {
 	return path == "" && len(p.segments) > 0, false
 }
 
+// below returns with which segment p goes on below a path that leads to what it allows, whether it goes on below that,
+// too, and whether path leads there at all.
+func (p Pattern) below(path string) (segment string, on, leads bool) {
+	if _, leads := p.match(path); !leads {
+		return "", false, false
+	}
+	rest := p.segments[strings.Count(path, "/")+1:]
+	return rest[0], len(rest) > 1, true
+}
+
 // literal returns what all paths that p allows have in common: p itself, or the listing that it begins with.
 func (p Pattern) literal() (path string, listing bool) {
 	for i, s := range p.segments {
@@ -206,13 +216,18 @@ func Allowable(path string) bool {
 	if tree != treeMetadata && tree != treeDynamic || below == "" {
 		return false
 	}
+	return !isSecret(path)
+}
+
+// isSecret reports whether nobody but the node may read what is at path.
+func isSecret(path string) bool {
 	for _, s := range secrets() {
 		if len(path) >= len(s.path) && strings.EqualFold(path[:len(s.path)], s.path) &&
 			(len(path) == len(s.path) || path[len(s.path)] == '/') {
-			return false
+			return true
 		}
 	}
-	return true
+	return false
 }
 
 // plainSigns are the signs in names: those in the keys of tags

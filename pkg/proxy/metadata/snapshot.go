@@ -23,6 +23,8 @@ const (
 // snapshot is an immutable set of answers. It is safe for concurrent use.
 type snapshot struct {
 	answers map[string][]byte // path below the version prefix, without a slash at either end -> body
+	unknown map[string]bool   // paths that may get an answer, which nobody has given so far
+	varying map[string]bool   // listings that patterns may lead through
 }
 
 // get returns the body of path, a leaf or a listing. The caller must not change it.
@@ -32,7 +34,7 @@ func (s *snapshot) get(path string) ([]byte, bool) {
 }
 
 // served lists what package proxy answers itself, so that the listings lead there too. The directories stand also
-// on a node of which nothing is known: boto2's get_instance_identity retries for 20 s when
+// on a node of which there is nothing to know: boto2's get_instance_identity retries for 20 s when
 // dynamic/instance-identity/ is a 404.
 var served = []string{
 	"meta-data/iam/info",
@@ -40,9 +42,10 @@ var served = []string{
 	"dynamic/instance-identity/",
 }
 
-// newSnapshot adds the listings to the leaves. Elsewhere are paths that are answered by others, and listed as well; those
-// that end in a slash are listings themselves.
-func newSnapshot(leaves map[string][]byte, elsewhere ...string) *snapshot {
+// newSnapshot adds the listings to the leaves. A listing shows what is known to be there; one with nothing but unknown
+// leaves in it is unknown itself. Elsewhere are paths that are answered by others, and listed as well; those that end in a
+// slash are listings themselves.
+func newSnapshot(leaves map[string][]byte, unknown []string, elsewhere ...string) *snapshot {
 	listings := make(map[string][]string)
 	for _, p := range slices.Concat(served, elsewhere, slices.Collect(maps.Keys(leaves))) {
 		list(listings, p)
@@ -55,16 +58,24 @@ func newSnapshot(leaves map[string][]byte, elsewhere ...string) *snapshot {
 		}
 	}
 
-	answers := maps.Clone(leaves)
+	s := &snapshot{answers: maps.Clone(leaves), unknown: make(map[string]bool), varying: make(map[string]bool)}
 	for dir, names := range listings {
 		slices.Sort(names)
 		body := strings.Join(names, "\n")
 		if dir == "" {
 			body = strings.ReplaceAll(body, "/", "") // a version lists its trees without the slash
 		}
-		answers[dir] = []byte(body)
+		s.answers[dir] = []byte(body)
+		s.varying[dir] = dir != "" && !isSecret(dir) // the version lists both trees anyway
 	}
-	return &snapshot{answers: answers}
+	for _, p := range unknown {
+		for p != "." && len(s.answers[p]) == 0 {
+			delete(s.answers, p)
+			s.unknown[p] = true
+			p = path.Dir(p)
+		}
+	}
+	return s
 }
 
 // list enters p into the listing of every directory that leads to it. A p that ends in a slash is a directory.

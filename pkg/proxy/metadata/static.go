@@ -10,7 +10,11 @@ import (
 // Static is what is known about the node without a metadata service: from flags, or from the Node's labels. All fields
 // are optional; what is empty is not served.
 type Static struct {
-	Region       string // us-east-1
+	Region string // us-east-1
+	// RegionGuessed says that nobody has said Region of this very node: it is where the agent calls STS, say, which may be
+	// another. It is a guess no more when Zone lies in it, and nothing at all when Zone does not.
+	RegionGuessed bool
+
 	Zone         string // us-east-1a
 	ZoneID       string // use1-az1
 	InstanceType string // m5.large; an instance fact, see Policy
@@ -31,10 +35,13 @@ func FromLabels(labels map[string]string) Static {
 	}
 }
 
-// Or returns s with what it lacks taken from other, but no zone outside of the region: old SDKs take the region from the
-// zone's name.
+// Or returns s with what it lacks taken from other, and a guess replaced by what is none. It takes no zone outside of the
+// region: old SDKs take the region from the zone's name.
 func (s Static) Or(other Static) Static {
-	region := cmp.Or(s.Region, other.Region)
+	region, guessed := s.region()
+	if name, guess := other.region(); region == "" || guessed && name != "" && !guess {
+		region, guessed = name, guess
+	}
 	if !strings.HasPrefix(other.Zone, region) {
 		other.Zone = ""
 	}
@@ -43,12 +50,26 @@ func (s Static) Or(other Static) Static {
 		other.ZoneID = ""
 	}
 	return Static{
-		Region:       region,
+		Region:        region,
+		RegionGuessed: guessed,
+
 		Zone:         zone,
 		ZoneID:       cmp.Or(s.ZoneID, other.ZoneID),
 		InstanceType: cmp.Or(s.InstanceType, other.InstanceType),
 		Hostname:     cmp.Or(s.Hostname, other.Hostname),
 		Architecture: cmp.Or(s.Architecture, other.Architecture),
+	}
+}
+
+// region returns the region, if there is any, and whether it is guessed, by all that is known.
+func (s Static) region() (name string, guessed bool) {
+	switch {
+	case !s.RegionGuessed || s.Zone == "":
+		return s.Region, s.RegionGuessed && s.Region != ""
+	case strings.HasPrefix(s.Zone, s.Region):
+		return s.Region, false
+	default:
+		return "", false
 	}
 }
 

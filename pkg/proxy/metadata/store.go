@@ -1,10 +1,14 @@
 package metadata
 
 import (
+	"cmp"
 	"context"
+	"errors"
+	"fmt"
 	"log/slog"
 	"maps"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -30,7 +34,8 @@ type Config struct {
 }
 
 // Store answers what pods read of the node's metadata. What every pod reads is fetched before it is asked for, and does
-// not change in an instance's life. What patterns allow beyond that is fetched when it is first asked for, kept while it
+// not change in an instance's life; as long as the service has not told what it has there, that is an error, and no 404,
+// which SDKs would take for good. What patterns allow beyond that is fetched when it is first asked for, kept while it
 // is asked for, and fetched again before it is too old. Pods wait for the Store, never for the service: a request that
 // leaves takes nothing away from another. It is safe for concurrent use.
 type Store struct {
@@ -41,19 +46,28 @@ type Store struct {
 	public atomic.Pointer[snapshot]
 	queue  chan flight
 	pace   *rate.Limiter // of flights
+	loaded chan struct{} // closed after the first try at what every pod may read
 
 	mu      sync.Mutex // guards the following
 	static  Static
-	fetched map[string][]byte              // of what Policy allows
-	listed  []string                       // what Allow leads to and the service was seen to have; see newSnapshot
+	told    map[string]answer              // by path: what the service has said of what every pod may read
 	entries *simplelru.LRU[string, *entry] // of the rest, by path
 	flying  map[netip.Addr]int             // flights by who asked for them
 	landing park.Lot[string]               // of flights, by path
 	turns   park.Lot[netip.Addr]           // of those who have all the flights that they can have
 }
 
-// loadTimeout bounds one try at all that every pod may read.
-const loadTimeout = 5 * time.Second
+const (
+	// loadTimeout bounds one try at all that every pod may read, and leafTimeout each part of it, so that one that hangs
+	// leaves time for others.
+	loadTimeout = 5 * time.Second
+	leafTimeout = time.Second
+	// longestPause is the longest between two tries, of which pods wait for the next one.
+	longestPause = time.Minute
+)
+
+// errUntold is why something is not known of which the service has not said yet whether it is there.
+var errUntold = errors.New("the node's metadata service has not answered so far")
 
 // NewStore returns a Store that answers what is static. Nothing is fetched before Run.
 func NewStore(c Config) *Store {
@@ -61,15 +75,19 @@ func NewStore(c Config) *Store {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
 	s := &Store{
-		client:  c.Client,
-		policy:  c.Policy,
-		allow:   c.Allow,
-		logger:  c.Logger,
-		static:  c.Static,
-		queue:   make(chan flight, maxQueued),
-		pace:    rate.NewLimiter(flightsPerSecond, flightBurst),
-		fetched: make(map[string][]byte),
-		flying:  make(map[netip.Addr]int),
+		client: c.Client,
+		policy: c.Policy,
+		allow:  c.Allow,
+		logger: c.Logger,
+		static: c.Static,
+		queue:  make(chan flight, maxQueued),
+		pace:   rate.NewLimiter(flightsPerSecond, flightBurst),
+		loaded: make(chan struct{}),
+		told:   make(map[string]answer),
+		flying: make(map[netip.Addr]int),
+	}
+	if s.client == nil {
+		close(s.loaded)
 	}
 	s.entries, _ = simplelru.NewLRU[string, *entry](maxEntries, nil) // fails for sizes below one only
 	s.publish()
@@ -84,11 +102,61 @@ func (s *Store) SetStatic(static Static) {
 	s.publish()
 }
 
-// publish makes what every pod may read of what is known. What the service said wins. Caller holds mu, or is NewStore.
+// Loaded returns a channel that is closed when Run has tried for the first time to fetch what every pod may read, whether
+// or not that went well: after some seconds at most. Where there is no service it is closed from the start.
+func (s *Store) Loaded() <-chan struct{} { return s.loaded }
+
+// publish makes what every pod may read of what is known. What the service said wins, for each value by itself: region
+// and zone stand in several answers, and have to be the same in all.
+//
+// Then comes what is static, also while the service has not answered: labels, and flags that are about this node, are not
+// less true for that. The region whose STS the agent calls is none of them. It is a guess, and is told only when the
+// service has said all that it has, since SDKs keep a region for good: to call the wrong one is worse than to ask again.
+//
+// Caller holds mu, or is NewStore.
 func (s *Store) publish() {
-	leaves := s.policy.limit(s.static).leaves()
-	maps.Copy(leaves, s.fetched)
-	s.public.Store(newSnapshot(leaves, s.listed...))
+	allowed := s.policy.leaves()
+	untold := func(path string) bool { return s.client != nil && s.told[path].asked.IsZero() }
+	known := s.said().Or(s.static)
+	var unknown []string
+	region, guessed := known.region()
+	if known.Region = region; guessed && slices.ContainsFunc(allowed, untold) {
+		known.Region = ""
+		unknown = slices.Collect(maps.Keys(Static{Region: region}.leaves()))
+	}
+	leaves := s.policy.limit(known).leaves()
+	for _, path := range allowed {
+		if a := s.told[path]; a.found {
+			leaves[path] = a.body
+		} else if untold(path) {
+			unknown = append(unknown, path)
+		}
+	}
+	s.public.Store(newSnapshot(leaves, unknown, s.listed()...))
+}
+
+// listed returns what Allow leads to and the service was seen to have; see newSnapshot. Caller holds mu, or is NewStore.
+func (s *Store) listed() (paths []string) {
+	for _, p := range s.allow {
+		path, listing := p.literal()
+		if !s.told[path].found {
+			continue
+		}
+		if listing {
+			path += "/"
+		}
+		paths = append(paths, path)
+	}
+	return paths
+}
+
+// said returns what the service has said of what could be static. Caller holds mu.
+func (s *Store) said() Static {
+	at := func(path string) string { return string(s.told[path].body) }
+	return Static{
+		Region: at(pathRegion), Zone: at(pathZone), ZoneID: at(pathZoneID),
+		InstanceType: at(pathInstanceType), Hostname: at(pathHostname),
+	}
 }
 
 // Run fetches from the service, until ctx ends. It returns nil, once all that it started has ended. Call it once.
@@ -105,57 +173,63 @@ func (s *Store) Run(ctx context.Context) error {
 	return nil
 }
 
-// prefetch fetches what every pod may read, until one try succeeds.
+// prefetch fetches what every pod may read, until the service has answered all of it.
 func (s *Store) prefetch(ctx context.Context) {
-	const longest = 5 * time.Minute
-	for pause := time.Second; ; pause = min(2*pause, longest) {
-		err := s.load(ctx)
-		if err == nil || ctx.Err() != nil {
-			return
-		}
-		s.logger.Warn("the node's metadata cannot be read; pods are told what is known without it",
-			"retry_in", pause, "error", err)
+	err := s.load(ctx)
+	close(s.loaded)
+	for pause := time.Second; err != nil && ctx.Err() == nil; pause = min(2*pause, longestPause) {
+		s.logger.Warn("the node's metadata cannot be read; pods are told what is known without it, and to ask again for the rest",
+			"retry_in", pause, "error", err, "remedy", "--metadata-upstream=false where the node has no metadata service")
 		select {
 		case <-ctx.Done():
-			return
 		case <-time.After(pause):
+			err = s.load(ctx)
 		}
 	}
 }
 
-// load tries to fetch what every pod may read: all of it by its name, and of what a pattern allows the listing that it
-// begins with. The first failure ends it: a service that does not answer once would only cost more time-outs.
-func (s *Store) load(ctx context.Context) error {
+// load tries to fetch of what every pod may read what the service has not answered so far: all of it by its name, and of
+// what a pattern allows the listing that it begins with. It asks one after the other, which keeps well under the limit of
+// 1024 packets per second that the service shares with the node's resolver. What fails takes nothing from the rest: a
+// service that throttles answers the next one. The error is the first one.
+func (s *Store) load(ctx context.Context) (failure error) {
 	ctx, cancel := context.WithTimeout(ctx, loadTimeout)
 	defer cancel()
-	fetched, err := fetch(ctx, s.client, s.policy.leaves())
-	var listed []string
-	for _, p := range s.allow {
+	for _, path := range s.missing() {
+		bounded, cancel := context.WithTimeout(ctx, leafTimeout)
+		a, err := s.ask(bounded, path)
+		cancel()
 		if err != nil {
-			break
-		}
-		path, listing := p.literal()
-		if !Allowable(path) { // the zero Pattern's
+			failure = cmp.Or(failure, fmt.Errorf("fetch %s from the node's metadata service: %w", path, err))
 			continue
 		}
-		var a answer
-		if a, err = s.ask(ctx, path); err != nil || !a.found {
-			continue
+		s.learn(path, a)
+	}
+	return failure
+}
+
+// missing returns what load is to ask for.
+func (s *Store) missing() []string {
+	paths := s.policy.leaves()
+	for _, p := range s.allow {
+		if path, _ := p.literal(); Allowable(path) { // the zero Pattern's is not
+			paths = append(paths, path)
 		}
-		s.keep(path, a)
-		if listing {
-			path += "/"
-		}
-		listed = append(listed, path)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	maps.Copy(s.fetched, fetched)
-	if err == nil {
-		s.listed = listed
+	return slices.DeleteFunc(paths, func(path string) bool { return !s.told[path].asked.IsZero() })
+}
+
+// learn notes what the service has said of what every pod may read.
+func (s *Store) learn(path string, a answer) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.told[path] = a
+	if Allowable(path) {
+		s.entry(path).last = a // in case that a pattern allows it, too
 	}
 	s.publish()
-	return err
 }
 
 // Request is what a pod asks for.
@@ -169,8 +243,15 @@ type Request struct {
 // else. It returns at once, and allocates nothing, for what every pod may read by Policy. What patterns allow it may have
 // to wait for; the error is ctx's then, or says why the service did not tell. The caller must not change the body.
 func (s *Store) Read(ctx context.Context, r Request) (body []byte, found bool, err error) {
-	if body, found := s.public.Load().get(r.Path); found {
-		return body, true, nil
+	public := s.public.Load()
+	if body, found := public.get(r.Path); found {
+		if len(r.Allowed) > 0 && s.Varies(r.Path) {
+			body, err = s.extend(ctx, r, body)
+		}
+		return body, err == nil, err
+	}
+	if public.unknown[r.Path] {
+		return nil, false, fmt.Errorf("read %s: %w", r.Path, errUntold)
 	}
 	if s.client == nil || !Allowable(r.Path) {
 		return nil, false, nil
@@ -186,18 +267,56 @@ func (s *Store) Read(ctx context.Context, r Request) (body []byte, found bool, e
 	if !a.found || allowed {
 		return a.body, a.found, nil
 	}
-	body = s.filter(r, a.body)
-	return body, len(body) > 0, nil
+	names := s.filter(r, a.body)
+	return []byte(strings.Join(names, "\n")), len(names) > 0, nil
+}
+
+// Varies reports whether Read may return more for a Request with Allowed than for one without, of what every pod may read.
+// That goes for listings only.
+func (s *Store) Varies(path string) bool { return s.client != nil && s.public.Load().varying[path] }
+
+// extend returns a listing that every pod may read with what else r.Allowed allows in it, or leads to, as far as the
+// service has it. Who walks from the top down would not find that otherwise.
+func (s *Store) extend(ctx context.Context, r Request, listing []byte) ([]byte, error) {
+	names := lines(listing)
+	for _, p := range r.Allowed {
+		segment, on, leads := p.below(r.Path)
+		if !leads {
+			continue
+		}
+		wild := segment == anySegment || segment == anyRest
+		name, path := segment, r.Path+"/"+segment
+		if on {
+			name += "/"
+		}
+		if wild {
+			path = r.Path
+		} else if slices.Contains(names, name) {
+			continue
+		}
+		a, err := s.get(ctx, path, r.Source)
+		switch {
+		case err != nil:
+			return nil, err
+		case wild:
+			names = append(names, s.filter(r, a.body)...)
+		case a.found:
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return []byte(strings.Join(slices.Compact(names), "\n")), nil
 }
 
 // filter returns the lines of a listing that name what the pod may read, or what leads there.
-func (s *Store) filter(r Request, listing []byte) []byte {
-	var kept []string
-	for name := range strings.SplitSeq(string(listing), "\n") {
+func (s *Store) filter(r Request, listing []byte) []string {
+	return slices.DeleteFunc(lines(listing), func(name string) bool {
 		allowed, leads := matchAny(r.Path+"/"+strings.TrimSuffix(name, "/"), s.allow, r.Allowed)
-		if allowed || leads {
-			kept = append(kept, name)
-		}
-	}
-	return []byte(strings.Join(kept, "\n"))
+		return !allowed && !leads
+	})
+}
+
+// lines returns the names in a listing.
+func lines(listing []byte) []string {
+	return strings.FieldsFunc(string(listing), func(r rune) bool { return r == '\n' })
 }

@@ -30,6 +30,7 @@ type service struct {
 	latency time.Duration
 	broken  bool
 	failing string         // the path that is broken, at least
+	hanging string         // the path that gets no answer
 	asked   map[string]int // how often for each path
 	most    int            // requests at the same time
 	now     int
@@ -43,6 +44,9 @@ func (s *service) get(ctx context.Context, path string) (io.ReadCloser, error) {
 	s.now++
 	s.most = max(s.most, s.now)
 	latency := s.latency
+	if path == s.hanging {
+		latency = time.Hour
+	}
 	s.mu.Unlock()
 	defer func() {
 		s.mu.Lock()
@@ -109,26 +113,30 @@ const (
 // instanceData is what an instance has, the secrets among it.
 func instanceData() map[string]string {
 	return map[string]string{
-		"meta-data/placement":                   "availability-zone\nregion\npartition-number",
-		"meta-data/placement/region":            "eu-west-1",
-		"meta-data/placement/availability-zone": "eu-west-1b",
-		"meta-data/placement/partition-number":  "3",
-		"meta-data/instance-type":               "m5.large",
-		"meta-data/network":                     "interfaces/\nsecrets",
-		"meta-data/network/interfaces":          "macs/\nother/",
-		macs:                                    "0a:1b:2c:3d:4e:5f/",
-		mac:                                     "mac\nvpc-id\nlocal-ipv4s",
-		mac + "/mac":                            "0a:1b:2c:3d:4e:5f",
-		mac + "/vpc-id":                         "vpc-1",
-		notices:                                 "none",
-		"meta-data/public-ipv4":                 "198.51.100.1",
-		"meta-data/iam/security-credentials/node":              "SECRET",
-		"meta-data/identity-credentials/ec2/info":              "SECRET",
-		"dynamic/instance-identity/pkcs7":                      "SECRET",
-		"dynamic/fws/instance-monitoring":                      "disabled",
-		"meta-data/tags/instance/password":                     "SECRET",
-		"meta-data/managed-ssh-keys/active-keys/ec2-user":      "SECRET",
-		"meta-data/public-keys/0/openssh-key":                  "SECRET",
+		"meta-data/placement":                             "availability-zone\nregion\npartition-number",
+		"meta-data/placement/region":                      "eu-west-1",
+		"meta-data/placement/availability-zone":           "eu-west-1b",
+		"meta-data/placement/partition-number":            "3",
+		"meta-data/instance-type":                         "m5.large",
+		"meta-data/network":                               "interfaces/\nsecrets",
+		"meta-data/network/secrets":                       "SECRET",
+		"meta-data/network/a?b":                           "SECRET",
+		"meta-data/network/a%2fb":                         "SECRET",
+		"dynamic/fws":                                     "instance-monitoring",
+		"meta-data/network/interfaces":                    "macs/\nother/",
+		macs:                                              "0a:1b:2c:3d:4e:5f/",
+		mac:                                               "mac\nvpc-id\nlocal-ipv4s",
+		mac + "/mac":                                      "0a:1b:2c:3d:4e:5f",
+		mac + "/vpc-id":                                   "vpc-1",
+		notices:                                           "none",
+		"meta-data/public-ipv4":                           "198.51.100.1",
+		"meta-data/iam/security-credentials/node":         "SECRET",
+		"meta-data/identity-credentials/ec2/info":         "SECRET",
+		"dynamic/instance-identity/pkcs7":                 "SECRET",
+		"dynamic/fws/instance-monitoring":                 "disabled",
+		"meta-data/tags/instance/password":                "SECRET",
+		"meta-data/managed-ssh-keys/active-keys/ec2-user": "SECRET",
+		"meta-data/public-keys/0/openssh-key":             "SECRET",
 		"meta-data/iam/security-credentials/../../public-ipv4": "SECRET",
 	}
 }
@@ -193,14 +201,28 @@ func TestStoreRead(t *testing.T) {
 		{name: "listing_of_nothing", allowed: "network/interfaces/macs/0f:ff/mac", path: macs, want: nothing},
 		{name: "listing_that_is_absent", allowed: "network/interfaces/vifs/**", path: "meta-data/network/interfaces/vifs", want: nothing},
 		{name: "listing_for_all", allow: "network/interfaces/macs/** public-ipv4 spot/*", path: "meta-data",
-			want: "iam/\ninstance-type\nnetwork/\nplacement/\npublic-ipv4"},
+			want: "iam/\ninstance-type\nnetwork/\nplacement/\npublic-ipv4\nservices/"},
 		{name: "listing_for_all_below", allow: "network/interfaces/macs/**", path: "meta-data/network", want: "interfaces/"},
 		{name: "listing_for_all_at_pattern", allow: "network/interfaces/macs/**", path: macs, want: "0a:1b:2c:3d:4e:5f/"},
 		{name: "listing_for_all_with_pattern", allow: "placement/*", path: "meta-data/placement", want: "availability-zone\nregion"},
 		{name: "leaf_by_pattern_beside_all", allow: "placement/*", path: "meta-data/placement/partition-number", want: "3"},
 
+		{name: "listing_from_the_top", allowed: "network/interfaces/macs/** public-ipv4 spot/* vifs/**", path: "meta-data",
+			want: "iam/\ninstance-type\nnetwork/\nplacement/\npublic-ipv4\nservices/"},
+		{name: "listing_from_the_top_of_the_other_tree", allowed: "dynamic/fws/*", path: "dynamic", want: "fws/\ninstance-identity/"},
+		{name: "listing_with_what_is_for_one", allowed: "placement/*", path: "meta-data/placement", want: "availability-zone\npartition-number\nregion"},
+		{name: "listing_with_one_name", allowed: "placement/partition-number placement/nothing", path: "meta-data/placement",
+			want: "availability-zone\npartition-number\nregion"},
+		{name: "listing_with_what_is_for_all", allow: "network/interfaces/macs/**", allowed: "network/secrets network/interfaces/other/*", path: "meta-data/network",
+			want: "interfaces/\nsecrets"},
+		{name: "listing_of_versions", allowed: "network/**", path: "", want: "dynamic\nmeta-data"},
+		{name: "listing_of_iam", allowed: "network/**", path: "meta-data/iam", want: "info\nsecurity-credentials/"},
+		{name: "leaf_for_all", allowed: "placement/*", path: "meta-data/placement/region", want: "eu-west-1"},
+
 		{name: "credentials", allowed: "network/**", path: "meta-data/iam/security-credentials/node", want: nothing},
 		{name: "unsafe_path", allowed: "network/**", path: "meta-data/network/a?b", want: nothing},
+		{name: "unsafe_path_for_all", allow: "network/**", path: "meta-data/network/a?b", want: nothing},
+		{name: "escapes", allow: "network/**", path: "meta-data/network/a%2fb", want: nothing},
 		{name: "user_data", allowed: "network/**", path: "user-data", want: nothing},
 	}
 	for _, tt := range tests {
@@ -213,7 +235,8 @@ func TestStoreRead(t *testing.T) {
 			})
 			for path := range s.asked {
 				allowed, leads := matchAny(strings.TrimSuffix(path, "/"), patterns(t, tt.allow), patterns(t, tt.allowed))
-				if !allowed && !leads && !slices.Contains(Policy{InstanceFacts: true}.leaves(), path) {
+				wanted := (allowed || leads) && Allowable(strings.TrimSuffix(path, "/"))
+				if !wanted && !slices.Contains(Policy{InstanceFacts: true}.leaves(), path) {
 					t.Errorf("the service was asked for %s", path)
 				}
 			}
@@ -266,8 +289,12 @@ func TestStoreUntilTheServiceAnswers(t *testing.T) {
 		if got := text(ctx, store, region); got != "eu-west-1" {
 			t.Errorf("region %q when the service answers", got)
 		}
-		if got := text(ctx, store, "dynamic/instance-identity/document"); !strings.Contains(got, "us-east-2a") {
-			t.Errorf("document %q; the service has none", got)
+		document := "{\n  \"availabilityZone\" : \"eu-west-1b\",\n  \"region\" : \"eu-west-1\",\n  \"version\" : \"2017-09-30\"\n}"
+		if got := text(ctx, store, pathDocument); got != document {
+			t.Errorf("document %q; the service has none, want one of what it says elsewhere", got)
+		}
+		if got := text(ctx, store, pathPartition); got != "aws" {
+			t.Errorf("partition %q; the service has none, want that of the region", got)
 		}
 		store.SetStatic(Static{Region: "us-east-1"})
 		if got := text(ctx, store, region); got != "eu-west-1" {
@@ -287,11 +314,203 @@ func TestStoreUntilTheServiceAnswers(t *testing.T) {
 	if got := text(t.Context(), without, notices); got != "nothing" {
 		t.Errorf("%q where there is no service, want nothing at once", got)
 	}
+	if got := text(t.Context(), without, "meta-data", patterns(t, "network/**")...); got != "iam/\nplacement/\nservices/" {
+		t.Errorf("listing %q where there is no service, want what is for all at once", got)
+	}
+	if without.Varies("meta-data") {
+		t.Error("without a service, some pods may read more than others")
+	}
+}
+
+// untold is how text starts for what the service has not told.
+const untold = "error: read "
+
+// What the service has not answered is not known, rather than not there; what it has answered, it need not be asked again.
+func TestUnknownIsNotNone(t *testing.T) {
+	s := newService(instanceData())
+	s.failing = pathZone
+	synctest.Test(t, func(t *testing.T) {
+		store := NewStore(Config{Client: s, Policy: Policy{InstanceFacts: true}, Allow: patterns(t, "network/interfaces/macs/**")})
+		look := func(when string, want map[string]string) {
+			t.Helper()
+			for path, want := range want {
+				if want == untold {
+					want += path + ": " + errUntold.Error()
+				}
+				if got := text(t.Context(), store, path); got != want {
+					t.Errorf("%s, %s: %q, want %q", when, path, got, want)
+				}
+			}
+		}
+		const below = "meta-data/placement/availability-zone/below"
+		look("before it runs", map[string]string{
+			pathRegion: untold, pathZone: untold, pathDocument: untold, "meta-data/placement": untold, "meta-data/services": untold,
+			"dynamic/instance-identity": untold, "meta-data/instance-id": untold,
+			"": "dynamic\nmeta-data", "dynamic": "instance-identity/", "meta-data": "iam/", "meta-data/iam": "info\nsecurity-credentials/",
+			"meta-data/whatever": "nothing", "meta-data/place": "nothing", below: "nothing", "user-data": "nothing",
+		})
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- store.Run(ctx) }()
+		<-store.Loaded()
+		look("when one leaf failed", map[string]string{
+			pathRegion: "eu-west-1", pathZone: untold, "meta-data/placement": "region", "meta-data/instance-id": "nothing",
+			"meta-data": "iam/\ninstance-type\nnetwork/\nplacement/\nservices/", "meta-data/network": "interfaces/",
+		})
+		s.set(func(s *service) { s.failing = "" })
+		time.Sleep(time.Second)
+		synctest.Wait()
+		look("when it was tried again", map[string]string{pathZone: "eu-west-1b", "meta-data/placement": "availability-zone\nregion"})
+		for path, asked := range s.asked {
+			if want := map[string]int{pathZone: 2}[path]; asked != max(1, want) {
+				t.Errorf("asked %d times for %s", asked, path)
+			}
+		}
+		cancel()
+		if err := <-ended; err != nil {
+			t.Errorf("Run: %v", err)
+		}
+	})
+	without := NewStore(Config{Static: Static{Zone: "eu-west-1b"}})
+	if got := text(t.Context(), without, pathRegion); got != "nothing" {
+		t.Errorf("region %q where there is no service to say more", got)
+	}
+}
+
+// Loaded waits for the first try, whatever comes of it, and for nothing where there is none.
+func TestLoaded(t *testing.T) {
+	tests := []struct {
+		name string
+		edit func(*service)
+		took time.Duration
+	}{
+		{"answers", func(s *service) { s.latency = 100 * time.Millisecond }, time.Duration(len(Policy{}.leaves())) * 100 * time.Millisecond},
+		{"broken", func(s *service) { s.broken = true }, 0},
+		{"one_leaf_hangs", func(s *service) { s.hanging = pathRegion }, leafTimeout},
+		{"all_hang", func(s *service) { s.latency = time.Hour }, loadTimeout},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := newService(instanceData())
+				tt.edit(s)
+				store := NewStore(Config{Client: s})
+				synctest.Wait()
+				select {
+				case <-store.Loaded():
+					t.Error("loaded before it runs")
+				default:
+				}
+				began := time.Now()
+				ctx, cancel := context.WithCancel(t.Context())
+				ended := make(chan error, 1)
+				go func() { ended <- store.Run(ctx) }()
+				<-store.Loaded()
+				if took := time.Since(began); took != tt.took {
+					t.Errorf("loaded after %s, want %s", took, tt.took)
+				}
+				if s.hanging != "" {
+					if got := text(ctx, store, pathZone); got != "eu-west-1b" {
+						t.Errorf("beside the leaf that hangs: %q", got)
+					}
+				}
+				cancel()
+				if err := <-ended; err != nil {
+					t.Errorf("Run: %v", err)
+				}
+			})
+		})
+	}
+	select {
+	case <-NewStore(Config{}).Loaded():
+	default:
+		t.Error("without a service, there is something to wait for")
+	}
+}
+
+// A guess is told only where the service cannot say otherwise any more.
+func TestGuessedRegion(t *testing.T) {
+	guess := Static{Region: "us-east-1", RegionGuessed: true}
+	confirmed := Static{Region: "us-east-1", RegionGuessed: true, Zone: "us-east-1c"}
+	refuted := Static{Region: "us-east-1", RegionGuessed: true, Zone: "eu-west-1c"}
+	sure := Static{Region: "us-east-1"}
+	silent := func(s *service) { s.broken = true }
+	tests := []struct {
+		name         string
+		static       Static
+		service      func(*service)
+		region, zone string
+	}{
+		{"guess_without_service", guess, nil, "us-east-1", "nothing"},
+		{"guess_and_silence", guess, silent, untold, untold},
+		{"guess_and_silence_about_it", guess, func(s *service) { s.failing = pathRegion }, untold, "eu-west-1b"},
+		{"guess_and_silence_elsewhere", guess, func(s *service) { clear(s.has); s.failing = pathDocument }, untold, "nothing"},
+		{"guess_and_answer", guess, func(*service) {}, "eu-west-1", "eu-west-1b"},
+		{"guess_and_nothing", guess, func(s *service) { clear(s.has) }, "us-east-1", "nothing"},
+		{"confirmed_and_silence", confirmed, silent, "us-east-1", "us-east-1c"},
+		{"confirmed_and_answer", confirmed, func(*service) {}, "eu-west-1", "eu-west-1b"},
+		{"refuted_and_silence", refuted, silent, untold, "eu-west-1c"},
+		{"refuted_without_service", refuted, nil, "nothing", "eu-west-1c"},
+		{"refuted_by_answer", guess, func(s *service) { delete(s.has, pathRegion) }, "nothing", "eu-west-1b"},
+		{"sure_and_silence", sure, silent, "us-east-1", untold},
+		{"sure_and_answer", sure, func(*service) {}, "eu-west-1", "eu-west-1b"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			cfg := Config{Static: tt.static}
+			if tt.service != nil {
+				s := newService(instanceData())
+				tt.service(s)
+				cfg.Client = s
+			}
+			store := NewStore(cfg)
+			if tt.service != nil {
+				_ = store.load(t.Context()) // fails in some cases
+			}
+			region, zone := text(t.Context(), store, pathRegion), text(t.Context(), store, pathZone)
+			if !strings.HasPrefix(region, tt.region) || !strings.HasPrefix(zone, tt.zone) {
+				t.Errorf("region %q and zone %q, want %q and %q", region, zone, tt.region, tt.zone)
+			}
+			// All that says the region says the same.
+			document := text(t.Context(), store, pathDocument)
+			if said := strings.Contains(document, `"region" : "`+tt.region+`"`); said != (tt.region != untold && tt.region != "nothing") {
+				t.Errorf("document %q beside region %q", document, region)
+			}
+			partition := text(t.Context(), store, pathPartition)
+			if said := partition == "aws"; said != (tt.region != untold && tt.region != "nothing") {
+				t.Errorf("partition %q beside region %q", partition, region)
+			}
+		})
+	}
+}
+
+// How old what pods read may be: what announces the end of the instance is fresh, or an error.
+func TestAges(t *testing.T) {
+	for path, want := range map[string][2]time.Duration{
+		"meta-data/spot/instance-action":                {5 * time.Second, 5 * time.Second},
+		"meta-data/spot/termination-time":               {5 * time.Second, 5 * time.Second},
+		"meta-data/events":                              {5 * time.Second, 5 * time.Second},
+		"meta-data/events/maintenance/scheduled":        {5 * time.Second, 5 * time.Second},
+		"meta-data/events/recommendations/rebalance":    {5 * time.Second, 5 * time.Second},
+		"meta-data/autoscaling":                         {5 * time.Second, 5 * time.Second},
+		"meta-data/autoscaling/target-lifecycle-state":  {5 * time.Second, 5 * time.Second},
+		"meta-data/spotless":                            {time.Minute, time.Hour},
+		"meta-data/network/interfaces/macs":             {time.Minute, time.Hour},
+		"meta-data/tags/instance/events":                {time.Minute, time.Hour},
+		"dynamic/fws/instance-monitoring":               {time.Minute, time.Hour},
+		"meta-data/placement/partition-number":          {time.Minute, time.Hour},
+		"meta-data/eventsource/autoscaling/spot/events": {time.Minute, time.Hour},
+	} {
+		if fresh, stale := ages(path); fresh != want[0] || stale != want[1] {
+			t.Errorf("%s may be %s old, or %s while the service does not answer; want %s and %s", path, fresh, stale, want[0], want[1])
+		}
+	}
 }
 
 // Who asks every two seconds for what announces the end of the instance waits once, and never sees anything older than
 // five seconds.
 func TestLifecycleIsFresh(t *testing.T) {
+	const fresh = 5 * time.Second
 	s := newService(instanceData())
 	s.latency = 20 * time.Millisecond
 	running(t, s, "", func(t *testing.T, store *Store) {
@@ -304,7 +523,7 @@ func TestLifecycleIsFresh(t *testing.T) {
 			if took := time.Since(began); n > 0 && took != 0 {
 				t.Fatalf("request %d waited %s", n, took)
 			}
-			if old := time.Since(changed); got != fmt.Sprint("notice ", n/10) && old > lifecycleAge {
+			if old := time.Since(changed); got != fmt.Sprint("notice ", n/10) && old > fresh {
 				t.Fatalf("request %d got %q, %s after it had changed", n, got, old)
 			}
 			if (n+1)%10 == 0 {
@@ -326,9 +545,9 @@ func TestLifecycleIsFresh(t *testing.T) {
 			t.Errorf("got %q, which is a minute old", got)
 		}
 		s.set(func(s *service) { s.has[notices] = "terminate" })
-		time.Sleep(lifecycleAge + time.Millisecond)
+		time.Sleep(fresh + time.Millisecond)
 		if got := text(t.Context(), store, notices, allowed...); got != "terminate" {
-			t.Errorf("got %q, though there is a notice for longer than %s", got, lifecycleAge)
+			t.Errorf("got %q, though there is a notice for longer than %s", got, fresh)
 		}
 	})
 }
@@ -541,6 +760,12 @@ func TestStatic(t *testing.T) {
 	elsewhere.Region, elsewhere.Zone, elsewhere.ZoneID = "us-east-1", "", ""
 	overridden := want
 	overridden.Zone, overridden.ZoneID = "eu-west-1c", ""
+	confirmed := want
+	confirmed.Region, confirmed.Zone, confirmed.ZoneID = "us-east-1", "us-east-1c", ""
+	guess := Static{Region: "us-east-1", RegionGuessed: true}
+	if diff := cmp.Diff(guess, guess.Or(Static{Region: "eu-west-1", RegionGuessed: true})); diff != "" {
+		t.Errorf("one guess or another (-want +got):\n%s", diff)
+	}
 	for name, tt := range map[string]struct{ flags, want Static }{
 		"nothing":           {Static{}, want},
 		"region":            {Static{Region: "eu-west-1"}, want},
@@ -548,6 +773,9 @@ func TestStatic(t *testing.T) {
 		"another_zone":      {Static{Zone: "eu-west-1c"}, overridden},
 		"the_same_zone":     {Static{Region: "eu-west-1", Zone: "eu-west-1b"}, want},
 		"nothing_to_add_to": {want, want},
+		"guess":             {Static{Region: "us-east-1", RegionGuessed: true}, want},
+		"confirmed_guess":   {Static{Region: "us-east-1", RegionGuessed: true, Zone: "us-east-1c"}, confirmed},
+		"refuted_guess":     {Static{Region: "us-east-1", RegionGuessed: true, Zone: "eu-west-1c"}, overridden},
 	} {
 		if diff := cmp.Diff(tt.want, tt.flags.Or(node)); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", name, diff)
@@ -573,7 +801,7 @@ func TestStatic(t *testing.T) {
 			t.Errorf("%s: %q, want %q", path, all[path], want)
 		}
 	}
-	least := contents(newSnapshot(Policy{}.limit(want).leaves()))
+	least := contents(newSnapshot(Policy{}.limit(want).leaves(), nil))
 	for _, path := range []string{"meta-data/instance-type", "meta-data/hostname", "meta-data/local-hostname"} {
 		if _, ok := least[path]; ok {
 			t.Errorf("%s is served though instance facts are not allowed", path)
