@@ -30,6 +30,7 @@ type program struct {
 	run       action
 	guard     action
 	uninstall action
+	version   string // of this program; see versionOf
 	environ   []string
 	hostname  func() (string, error)
 	stdout    io.Writer
@@ -67,6 +68,7 @@ metadata endpoint, 169.254.169.254, as any AWS SDK does by itself, and need not 
 
   # on a host without a cluster, with pods described by YAML files
   podrole run --kube-objects ./objects --base-role-arn arn:aws:iam::111122223333:role/ --require-namespace-permission=false`,
+		Version:           p.versionLine(),
 		Args:              unknownCommand,
 		RunE:              func(c *cobra.Command, _ []string) error { return c.Help() },
 		SilenceErrors:     true,
@@ -75,6 +77,7 @@ metadata endpoint, 169.254.169.254, as any AWS SDK does by itself, and need not 
 	}
 	root.SetOut(p.stdout)
 	root.SetErr(p.stderr)
+	root.SetVersionTemplate("{{.Version}}\n")
 	root.AddCommand(
 		p.command(config.ForRun(), p.run, &cobra.Command{
 			Use:   "run",
@@ -106,7 +109,7 @@ run was given.`,
 			Short: "Print the version",
 			Args:  noArguments,
 			RunE: func(*cobra.Command, []string) error {
-				_, err := fmt.Fprintln(p.stdout, version())
+				_, err := fmt.Fprintln(p.stdout, p.versionLine())
 				return err
 			},
 		},
@@ -133,6 +136,7 @@ func (p *program) command(flags *config.Flags, do action, c *cobra.Command) *cob
 			return err
 		}
 		logger := p.logger(cfg.Observability)
+		logger.Info("podrole starts", "command", c.Name(), "version", p.version, "go", runtime.Version())
 		if err := do(c.Context(), cfg, logger); err != nil {
 			logger.Error("podrole failed", "command", c.Name(), "error", err)
 			return errFailed
@@ -170,11 +174,19 @@ func unknownCommand(c *cobra.Command, args []string) error {
 	return fmt.Errorf("command %q: no such command; %s", args[0], remedy)
 }
 
-// version is that of the main module, as the go command recorded it, and of the Go that built it.
-func version() string {
-	v := "(unknown)"
-	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
-		v = info.Main.Version
+// versionLine is what the program says of itself: its version, the Go that built it, and for what.
+func (p *program) versionLine() string {
+	return fmt.Sprintf("podrole %s %s %s/%s", p.version, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+}
+
+// versionOf returns the version that a build was told, or if it was told none, that of the main module, which the go command
+// takes from the repository's tags (https://go.dev/doc/go1.24#go-command).
+func versionOf(told string) string {
+	if told != "" {
+		return told
 	}
-	return fmt.Sprintf("podrole %s %s %s/%s", v, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
+		return info.Main.Version
+	}
+	return "(unknown)"
 }

@@ -39,6 +39,7 @@ func execute(t *testing.T, err error, environ []string, args ...string) outcome 
 			o.guarded = &c
 			return err
 		},
+		version:  "v1.2.3",
 		environ:  environ,
 		hostname: func() (string, error) { return "", errors.New("no name") },
 		stdout:   &stdout,
@@ -54,13 +55,47 @@ func TestRun(t *testing.T) {
 	if o.code != 0 || o.ran == nil || o.removed != nil || o.ran.STS.Rate != 3 || o.ran.Cluster.NodeName != "n" {
 		t.Errorf("%+v", o)
 	}
-	var record struct{ Level, Msg string }
-	if err := json.Unmarshal([]byte(o.stderr), &record); err != nil || record.Msg != "running" {
-		t.Errorf("log is not one line of JSON: %v\n%s", err, o.stderr)
+	if records := logged(t, o); len(records) != 2 || records[1].Msg != "running" {
+		t.Errorf("log: %s", o.stderr)
 	}
 	o = execute(t, nil, nil, "run", "--node-name=n", "--log-format=text", "--log-level=debug")
 	if !strings.Contains(o.stderr, "level=DEBUG msg=\"in detail\"") {
 		t.Errorf("log: %s", o.stderr)
+	}
+}
+
+// record is a line of the log.
+type record struct{ Level, Msg, Error, Command, Version string }
+
+// logged returns the lines of the log, each of which is one JSON object.
+func logged(t *testing.T, o outcome) (all []record) {
+	t.Helper()
+	for line := range strings.Lines(o.stderr) {
+		var r record
+		if err := json.Unmarshal([]byte(line), &r); err != nil {
+			t.Fatalf("line of the log is not JSON: %v\n%s", err, line)
+		}
+		all = append(all, r)
+	}
+	return all
+}
+
+// TestSaysVersionFirst: whoever reads a log knows what wrote it.
+func TestSaysVersionFirst(t *testing.T) {
+	for _, args := range [][]string{{"run", "--node-name=n"}, {"guard"}, {"uninstall"}} {
+		want := record{Level: "INFO", Msg: "podrole starts", Command: args[0], Version: "v1.2.3"}
+		if records := logged(t, execute(t, nil, nil, args...)); len(records) == 0 || records[0] != want {
+			t.Errorf("%q: log begins with %+v", args, records)
+		}
+	}
+}
+
+func TestVersionOf(t *testing.T) {
+	if got := versionOf("v1.2.3"); got != "v1.2.3" {
+		t.Errorf("told v1.2.3: got %s", got)
+	}
+	if got := versionOf(""); got == "" {
+		t.Error("told nothing: got nothing")
 	}
 }
 
@@ -80,12 +115,9 @@ func TestGuard(t *testing.T) {
 
 func TestFailure(t *testing.T) {
 	o := execute(t, errors.New("bind: address in use"), nil, "run", "--node-name=n", "--log-level=error")
-	var record struct{ Level, Msg, Error, Command string }
-	if err := json.Unmarshal([]byte(o.stderr), &record); err != nil {
-		t.Fatalf("log is not one line of JSON: %v\n%s", err, o.stderr)
-	}
-	if o.code != 1 || record.Error != "bind: address in use" || record.Command != "run" || record.Level != "ERROR" {
-		t.Errorf("code %d, %+v", o.code, record)
+	want := record{Level: "ERROR", Msg: "podrole failed", Error: "bind: address in use", Command: "run"}
+	if records := logged(t, o); o.code != 1 || len(records) != 1 || records[0] != want {
+		t.Errorf("code %d, %+v", o.code, records)
 	}
 }
 
@@ -122,7 +154,8 @@ func TestHelpAndVersion(t *testing.T) {
 		"help run":         {"podrole run [flags]"},
 		"uninstall --help": {"podrole uninstall [flags]", "--iptables-backend"},
 		"guard --help":     {"podrole guard [flags]", "--guard-except-dns"},
-		"version":          {"podrole ", " go1."},
+		"version":          {"podrole v1.2.3 go1."},
+		"--version":        {"podrole v1.2.3 go1."},
 	} {
 		o := execute(t, nil, nil, strings.Fields(args)...)
 		if o.code != 0 || o.stderr != "" || o.ran != nil || o.removed != nil {

@@ -22,6 +22,9 @@ import (
 // costs memory under load alone, of which GOMEMLIMIT is the bound.
 const gcPercent = 500
 
+// release is set by builds that see no repository, such as the image's: -ldflags "-X main.release=VERSION".
+var release string
+
 func main() {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(gcPercent)
@@ -33,6 +36,7 @@ func main() {
 		run:       agent.Run,
 		guard:     agent.Guard,
 		uninstall: agent.Uninstall,
+		version:   versionOf(release),
 		environ:   os.Environ(),
 		hostname:  os.Hostname,
 		stdout:    os.Stdout,

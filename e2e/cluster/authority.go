@@ -31,6 +31,9 @@ const (
 // second is an audience that a pod projects beside the API server's.
 const second = "vault.example.com"
 
+// kept is a Secret that pods mount, which their kubelet may therefore read.
+const kept = "kept"
+
 // stolen is what somebody could try who has taken an agent's credentials from its node.
 type stolen struct {
 	*stage
@@ -40,16 +43,22 @@ type stolen struct {
 
 	here, there          *corev1.Pod // ordinary pods on the agent's node and on the other
 	projecting, roleless *corev1.Pod // on the agent's node: with a second audience, and of a ServiceAccount without a role
-	otherNode            string
+	ownNode, otherNode   string
 }
 
-// steal puts the pods in place, takes the token of the agent of the first node from where the kubelet put it, and
-// returns what can be tried with it. undo removes the pods.
-func (s *stage) steal(ctx context.Context) (t *stolen, undo func() error, err error) {
-	here, there := s.kube.Nodes[0], s.kube.Nodes[1]
-	t = &stolen{stage: s, otherNode: there.Name}
+// steal puts the pods in place, takes the token of the agent of a node from where the kubelet put it, and returns what can
+// be tried with it. undo removes the pods.
+func (s *stage) steal(ctx context.Context, here, there *kube.Node) (t *stolen, undo func() error, err error) {
+	t = &stolen{stage: s, ownNode: here.Name, otherNode: there.Name}
 	var pods []*corev1.Pod
-	undo = func() error { return s.remove(ctx, pods...) }
+	secrets := s.kube.Admin.CoreV1().Secrets(shop)
+	undo = func() error {
+		return errors.Join(s.remove(ctx, pods...), secrets.Delete(ctx, kept, metav1.DeleteOptions{}))
+	}
+	secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: kept}, StringData: map[string]string{"password": "example"}}
+	if _, err := secrets.Create(ctx, secret, metav1.CreateOptions{}); err != nil {
+		return nil, undo, err
+	}
 	if err := s.addTaint(ctx); err != nil {
 		return nil, undo, err
 	}
@@ -65,12 +74,15 @@ func (s *stage) steal(ctx context.Context) (t *stolen, undo func() error, err er
 		{&t.roleless, "roleless", "nobody", here, ""},
 	} {
 		spec := podSpec(p.account, p.node.Name, "serve")
+		spec.Volumes = []corev1.Volume{{
+			Name: kept, VolumeSource: corev1.VolumeSource{Secret: &corev1.SecretVolumeSource{SecretName: kept}},
+		}}
 		if p.audience != "" {
-			spec.Volumes = []corev1.Volume{{Name: "token", VolumeSource: corev1.VolumeSource{
+			spec.Volumes = append(spec.Volumes, corev1.Volume{Name: "token", VolumeSource: corev1.VolumeSource{
 				Projected: &corev1.ProjectedVolumeSource{Sources: []corev1.VolumeProjection{{
 					ServiceAccountToken: &corev1.ServiceAccountTokenProjection{Audience: p.audience, Path: "token"},
 				}}},
-			}}}
+			}})
 			spec.Containers[0].VolumeMounts = []corev1.VolumeMount{{Name: "token", MountPath: "/token"}}
 		}
 		if err := s.addPod(ctx, shop, p.name, spec, nil); err != nil {
@@ -163,7 +175,7 @@ const otherTaint = "example.com/other"
 // nodeChanges are changes of nodes that the agent has no business with.
 func (t *stolen) nodeChanges(ctx context.Context, whoName string, who kubernetes.Interface) []attempt {
 	var attempts []attempt
-	for _, node := range []string{t.kube.Nodes[0].Name, t.otherNode} {
+	for _, node := range []string{t.ownNode, t.otherNode} {
 		patch := func(what, text string) {
 			attempts = append(attempts, attempt{whoName + ": " + what + " of " + node, func() error {
 				return t.patchNode(ctx, who, node, text)
@@ -201,11 +213,65 @@ func (t *stolen) patchNode(ctx context.Context, who kubernetes.Interface, node, 
 	return err
 }
 
+// reads are what a kubelet may do with what is on its node, and the agent may not, by whatever name. Nothing is changed where it
+// is granted.
+func (t *stolen) reads(ctx context.Context, whoName string, who kubernetes.Interface) []attempt {
+	core := who.CoreV1()
+	dry := []string{metav1.DryRunAll}
+	attempts := []attempt{
+		{"reading a Secret that a pod of its node mounts", func() error { return t.readKept(ctx, who) }},
+		{"listing the Secrets of a namespace", func() error {
+			_, err := core.Secrets(shop).List(ctx, metav1.ListOptions{})
+			return err
+		}},
+		{"listing all Secrets", func() error {
+			_, err := core.Secrets(metav1.NamespaceAll).List(ctx, metav1.ListOptions{})
+			return err
+		}},
+		{"reading a ConfigMap that a pod of its node mounts", func() error {
+			_, err := core.ConfigMaps(shop).Get(ctx, "kube-root-ca.crt", metav1.GetOptions{})
+			return err
+		}},
+		{"deleting a pod of its node", func() error {
+			return core.Pods(shop).Delete(ctx, t.here.Name, metav1.DeleteOptions{DryRun: dry})
+		}},
+		{"changing the status of a pod of its node", func() error {
+			_, err := core.Pods(shop).Patch(ctx, t.here.Name, types.MergePatchType, []byte(`{"status":{"message":"mine"}}`),
+				metav1.PatchOptions{DryRun: dry}, "status")
+			return err
+		}},
+		{"running a program in a pod of its node", func() error {
+			return core.RESTClient().Post().Namespace(shop).Resource("pods").Name(t.here.Name).SubResource("exec").
+				Param("command", "/client").Do(ctx).Error()
+		}},
+		{"asking its kubelet what runs", func() error {
+			return core.RESTClient().Get().Resource("nodes").Name(t.ownNode).SubResource("proxy").Suffix("pods").Do(ctx).Error()
+		}},
+	}
+	for i := range attempts {
+		attempts[i].name = whoName + ": " + attempts[i].name
+	}
+	return attempts
+}
+
 // refusals makes attempts, of which each must be refused by the API server, be it by RBAC, by admission or by a policy.
 func (s *stage) refusals(attempts []attempt) {
 	for _, a := range attempts {
 		s.check("refused: "+a.name, func() (string, error) { return denied(a.try()) })
 	}
+}
+
+// refusalsToo makes attempts as refusals does, with the credentials of another node's agent, in one check.
+func (s *stage) refusalsToo(t *stolen, attempts []attempt) {
+	s.check(fmt.Sprintf("refused: the same to the agent of %s", t.ownNode), func() (string, error) {
+		var errs []error
+		for _, a := range attempts {
+			if _, err := denied(a.try()); err != nil {
+				errs = append(errs, fmt.Errorf("%s: %w", a.name, err))
+			}
+		}
+		return fmt.Sprintf("%d attempts", len(attempts)), errors.Join(errs...)
+	})
 }
 
 // denied holds that an error is a refusal by right or by a policy that says why: one that cannot be evaluated refuses what
@@ -231,27 +297,52 @@ func shorten(text string) string {
 	return text
 }
 
-// directAuthority tries what the agent's own right to request tokens is kept from by policies/direct-tokens.
-func (s *stage) directAuthority(ctx context.Context) (err error) {
-	t, undo, err := s.steal(ctx)
-	defer func() { err = errors.Join(err, undo()) }()
-	if err != nil {
-		return err
+// eachAgent steals from the agent of each node in turn, and tries what can be tried with that.
+func (s *stage) eachAgent(ctx context.Context, try func(*stolen) error) error {
+	nodes := s.kube.Nodes
+	for i, n := range nodes {
+		t, undo, err := s.steal(ctx, n, nodes[(i+1)%len(nodes)])
+		if err == nil {
+			err = try(t)
+		}
+		if err := errors.Join(err, undo()); err != nil {
+			return err
+		}
 	}
-	s.check("granted: what the agent is for", func() (string, error) { return "", t.request(ctx, t.own, t.here, nil) })
-	s.refusals(t.tokens(ctx, t.own))
+	return nil
+}
+
+// first says that it is the agent whose attempts are reported one by one.
+func (t *stolen) first() bool { return t.ownNode == t.kube.Nodes[0].Name }
+
+// directAuthority tries what the agent's own right to request tokens is kept from by policies/direct-tokens.
+func (s *stage) directAuthority(ctx context.Context) error {
+	return s.eachAgent(ctx, func(t *stolen) error { return s.stolenDirectly(ctx, t) })
+}
+
+// stolenDirectly tries what the credentials of an agent are good for that may request tokens by its own right.
+func (s *stage) stolenDirectly(ctx context.Context, t *stolen) error {
 	asOther, err := t.as(rest.ImpersonationConfig{UserName: "system:node:" + t.otherNode})
 	if err != nil {
 		return err
 	}
 	noUID := func(spec *authenticationv1.TokenRequestSpec) { spec.BoundObjectRef.UID = "" }
-	s.refusals([]attempt{
+	attempts := slices.Concat(t.tokens(ctx, t.own), []attempt{
 		{"a token bound to a pod by its name alone", func() error { return t.request(ctx, t.own, t.here, noUID) }},
 		{"a token of a ServiceAccount that names no role", func() error { return t.request(ctx, t.own, t.roleless, nil) }},
 		{"a token, acting as the other node", func() error { return t.request(ctx, asOther, t.there, nil) }},
 		{"a token, acting as the own node", func() error { return t.request(ctx, t.node, t.here, nil) }},
+		{"reading a Secret that a pod there mounts, acting as the other node", func() error { return t.readKept(ctx, asOther) }},
+		{"reading a Secret that a pod mounts, acting as the own node", func() error { return t.readKept(ctx, t.node) }},
+	}, t.reads(ctx, "itself", t.own), t.nodeChanges(ctx, "itself", t.own))
+	s.check("granted to the agent of "+t.ownNode+": what it is for", func() (string, error) {
+		return "", t.request(ctx, t.own, t.here, nil)
 	})
-	s.refusals(t.nodeChanges(ctx, "itself", t.own))
+	if !t.first() {
+		s.refusalsToo(t, attempts)
+		return nil
+	}
+	s.refusals(attempts)
 	// What this authority does not keep the agent from. An upgrade that refuses it is to be noticed, too.
 	for _, a := range []attempt{
 		{"a token for a pod on the other node", func() error { return t.request(ctx, t.own, t.there, nil) }},
@@ -273,7 +364,10 @@ func (s *stage) nodeAuthority(ctx context.Context) error {
 		if err != nil {
 			return said, err
 		}
-		return said, s.serves(ctx, "meanwhile", s.kube.Nodes[0])
+		for _, n := range s.kube.Nodes {
+			err = errors.Join(err, s.serves(ctx, "meanwhile-"+n.Name, n))
+		}
+		return said, err
 	})
 	if err := s.drop(ctx, "podrole-tokens"); err != nil {
 		return err
@@ -291,38 +385,31 @@ func (s *stage) nodeAuthority(ctx context.Context) error {
 	if err := s.jobsWith(ctx, "by-node", 400*time.Millisecond); err != nil {
 		return err
 	}
-	return s.stolenFromNode(ctx)
+	if err := s.eachAgent(ctx, func(t *stolen) error { return s.stolenFromNode(ctx, t) }); err != nil {
+		return err
+	}
+	nodes.components = []string{"manifests/options/startup-taint"}
+	return s.tainted(ctx, "node-web-identity with manifests/options/startup-taint", nodes)
 }
 
 // stolenFromNode tries what the credentials of an agent are good for that may act as its node.
-func (s *stage) stolenFromNode(ctx context.Context) (err error) {
-	t, undo, err := s.steal(ctx)
-	defer func() { err = errors.Join(err, undo()) }()
-	if err != nil {
-		return err
-	}
-	s.check("granted: what the agent is for, acting as its node", func() (string, error) {
-		return "", errors.Join(t.request(ctx, t.node, t.here, nil), t.listPods(ctx, t.node, s.kube.Nodes[0].Name))
-	})
-	s.refusals(t.tokens(ctx, t.node))
+func (s *stage) stolenFromNode(ctx context.Context, t *stolen) error {
 	asOther, err := t.as(rest.ImpersonationConfig{UserName: "system:node:" + t.otherNode})
 	if err != nil {
 		return err
 	}
-	asMaster, err := t.as(rest.ImpersonationConfig{
-		UserName: "system:node:" + s.kube.Nodes[0].Name, Groups: []string{"system:masters"},
-	})
+	asMaster, err := t.as(rest.ImpersonationConfig{UserName: "system:node:" + t.ownNode, Groups: []string{"system:masters"}})
 	if err != nil {
 		return err
 	}
 	asCertified, err := t.as(rest.ImpersonationConfig{
-		UserName: "system:node:" + s.kube.Nodes[0].Name,
+		UserName: "system:node:" + t.ownNode,
 		Extra:    map[string][]string{"authentication.kubernetes.io/credential-id": {"X509SHA256=1"}},
 	})
 	if err != nil {
 		return err
 	}
-	s.refusals([]attempt{
+	attempts := slices.Concat(t.tokens(ctx, t.node), []attempt{
 		{"a token for a pod on the other node", func() error { return t.request(ctx, t.node, t.there, nil) }},
 		{"a token by its own right", func() error { return t.request(ctx, t.own, t.here, nil) }},
 		{"a token, acting as the other node", func() error { return t.request(ctx, asOther, t.there, nil) }},
@@ -332,10 +419,23 @@ func (s *stage) stolenFromNode(ctx context.Context) (err error) {
 		{"reading the other node's pods, acting as that", func() error { return t.listPods(ctx, asOther, t.otherNode) }},
 		{"reading the other node's pods by its own right", func() error { return t.listPods(ctx, t.own, t.otherNode) }},
 		{"reading all pods, acting as its node", func() error { return t.listPods(ctx, t.node, "") }},
+		{"reading a Secret that a pod there mounts, acting as the other node", func() error { return t.readKept(ctx, asOther) }},
+	}, t.reads(ctx, "itself", t.own), t.reads(ctx, "acting as its node", t.node),
+		t.nodeChanges(ctx, "itself", t.own), t.nodeChanges(ctx, "acting as its node", t.node))
+	s.check("granted to the agent of "+t.ownNode+": what it is for, acting as its node", func() (string, error) {
+		return "", errors.Join(t.request(ctx, t.node, t.here, nil), t.listPods(ctx, t.node, t.ownNode))
 	})
-	s.refusals(t.nodeChanges(ctx, "itself", t.own))
-	s.refusals(t.nodeChanges(ctx, "acting as its node", t.node))
+	if t.first() {
+		s.refusals(attempts)
+	} else {
+		s.refusalsToo(t, attempts)
+	}
 	return nil
+}
+
+func (t *stolen) readKept(ctx context.Context, who kubernetes.Interface) error {
+	_, err := who.CoreV1().Secrets(shop).Get(ctx, kept, metav1.GetOptions{})
+	return err
 }
 
 func (t *stolen) listPods(ctx context.Context, who kubernetes.Interface, node string) error {

@@ -127,24 +127,43 @@ func TestCountAgents(t *testing.T) {
 }
 
 func TestOnlyRefused(t *testing.T) {
+	refused := ask.Outcome{Error: "dial tcp 169.254.169.254:80: connect: permission denied"}
+	answered := func(status int) ask.Outcome { return ask.Outcome{Error: "status", Status: status} }
 	for name, c := range map[string]struct {
-		errors []string
-		ok     bool
+		outcomes []ask.Outcome
+		ok       bool
 	}{
-		"nothing_failed":  {nil, false},
-		"refused":         {[]string{"dial tcp 169.254.169.254:80: connect: permission denied", "status 503 Service Unavailable"}, true},
-		"says_no_role":    {[]string{"connect: permission denied", "status 404 Not Found"}, false},
-		"says_try_slower": {[]string{"status 429 Too Many Requests"}, false},
+		"nothing_failed":  {[]ask.Outcome{{Status: 200}}, false},
+		"refused":         {[]ask.Outcome{{Status: 200}, refused, answered(503)}, true},
+		"says_no_role":    {[]ask.Outcome{refused, answered(404)}, false},
+		"says_forbidden":  {[]ask.Outcome{refused, answered(403)}, false},
+		"says_try_slower": {[]ask.Outcome{answered(429)}, false},
+		"says_nonsense":   {[]ask.Outcome{answered(200)}, false},
 	} {
 		t.Run(name, func(t *testing.T) {
-			f := findings{failed: len(c.errors)}
-			for _, e := range c.errors {
-				f.failures = append(f.failures, ask.Outcome{Error: e})
+			var f findings
+			for _, o := range c.outcomes {
+				if o.Error != "" {
+					f.failed++
+				}
+				if o.Final() {
+					f.final = append(f.final, o)
+				}
 			}
 			if err := f.onlyRefused(); (err == nil) != c.ok {
 				t.Errorf("got %v", err)
 			}
 		})
+	}
+}
+
+func TestDue(t *testing.T) {
+	began := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	if got := (ask.Load{Began: began, Every: 40 * time.Millisecond}).Due(began.Add(time.Second)); got != 25 {
+		t.Errorf("every 40 ms for a second: %d due", got)
+	}
+	if got := (ask.Load{Began: began}).Due(began.Add(time.Second)); got != 0 {
+		t.Errorf("not asking: %d due", got)
 	}
 }
 

@@ -37,19 +37,44 @@ func endpoint() string { return fmt.Sprintf("http://%s:%d", kube.Outside(), awsP
 
 // apply runs kubectl apply -k.
 func (s *stage) apply(ctx context.Context, d deployment) error {
-	folder, err := os.MkdirTemp(sandbox.Dir, "deploy-")
+	folder, err := s.write(d)
 	if err != nil {
-		return fmt.Errorf("write kustomization: %w", err)
-	}
-	text, err := d.kustomization(folder, s.root)
-	if err != nil {
-		return fmt.Errorf("write kustomization: %w", err)
-	}
-	if err := os.WriteFile(filepath.Join(folder, "kustomization.yaml"), text, 0o600); err != nil {
-		return fmt.Errorf("write kustomization: %w", err)
+		return err
 	}
 	_, err = s.kube.Kubectl(ctx, "apply", "-k", folder)
 	return err
+}
+
+// takeAway runs kubectl delete -k, and holds that what was applied is gone.
+func (s *stage) takeAway(ctx context.Context, d deployment) error {
+	folder, err := s.write(d)
+	if err != nil {
+		return err
+	}
+	if _, err := s.kube.Kubectl(ctx, "delete", "--ignore-not-found", "-k", folder); err != nil {
+		return err
+	}
+	left, err := s.kube.Kubectl(ctx, "get", "--ignore-not-found", "-o", "name", "-k", folder)
+	if err == nil && left != "" {
+		err = fmt.Errorf("left: %s", strings.Join(strings.Fields(left), ", "))
+	}
+	return err
+}
+
+// write writes the kustomization of a deployment into a folder of its own.
+func (s *stage) write(d deployment) (folder string, err error) {
+	folder, err = os.MkdirTemp(sandbox.Dir, "deploy-")
+	if err != nil {
+		return "", fmt.Errorf("write kustomization: %w", err)
+	}
+	text, err := d.kustomization(folder, s.root)
+	if err != nil {
+		return "", fmt.Errorf("write kustomization: %w", err)
+	}
+	if err := os.WriteFile(filepath.Join(folder, "kustomization.yaml"), text, 0o600); err != nil {
+		return "", fmt.Errorf("write kustomization: %w", err)
+	}
+	return folder, nil
 }
 
 // drop takes away what gives the agents rights that the next manifests do not give: kubectl apply adds and changes only, and an
@@ -64,19 +89,22 @@ func (s *stage) deploy(ctx context.Context, d deployment) error {
 	if err := s.apply(ctx, d); err != nil {
 		return err
 	}
-	return s.rolledOutIn(ctx, cmp.Or(d.namespace, agentNamespace))
+	return s.rolledOutAs(ctx, cmp.Or(d.namespace, agentNamespace), agentName)
 }
 
 // rolledOut waits until the agents are those of the DaemonSet as it is, and Ready.
-func (s *stage) rolledOut(ctx context.Context) error { return s.rolledOutIn(ctx, agentNamespace) }
+func (s *stage) rolledOut(ctx context.Context) error {
+	return s.rolledOutAs(ctx, agentNamespace, agentName)
+}
 
-func (s *stage) rolledOutIn(ctx context.Context, namespace string) error {
-	_, err := s.kube.Kubectl(ctx, "-n", namespace, "rollout", "status", "daemonset/"+agentName, "--timeout=90s")
+// rolledOutAs waits for the pods of a DaemonSet in the same way.
+func (s *stage) rolledOutAs(ctx context.Context, namespace, name string) error {
+	_, err := s.kube.Kubectl(ctx, "-n", namespace, "rollout", "status", "daemonset/"+name, "--timeout=90s")
 	if err == nil {
 		return nil
 	}
 	said, _ := s.kube.Kubectl(ctx, "-n", namespace, "logs",
-		"--selector=app.kubernetes.io/name="+agentName, "--tail=5", "--prefix")
+		"--selector=app.kubernetes.io/name="+name, "--all-containers", "--tail=5", "--prefix")
 	return fmt.Errorf("%w\n%s", err, said)
 }
 

@@ -21,6 +21,9 @@ const (
 	pauseImage  = "localhost/pause:dev"
 )
 
+// agentVersion is what the agent's image is told that it is.
+const agentVersion = "v0.0.0-e2e"
+
 type images struct{ agent, client, pause string }
 
 // imagery builds images: buildah without any privilege but the sandbox's own root, and without a network.
@@ -55,7 +58,8 @@ func (s settings) buildImages(ctx context.Context, w io.Writer) (images, error) 
 	if err != nil {
 		return images{}, fmt.Errorf("read Dockerfile: %w", err)
 	}
-	args := append(volumes, "--build-arg=BUILD_IMAGE=localhost/go", "--build-arg=BASE_IMAGE=localhost/base")
+	args := append(volumes, "--build-arg=BUILD_IMAGE=localhost/go", "--build-arg=BASE_IMAGE=localhost/base",
+		"--build-arg=VERSION="+agentVersion)
 	if err := i.build(ctx, "podrole", s.root, string(dockerfile), args...); err != nil {
 		return images{}, err
 	}

@@ -41,6 +41,7 @@ func suites() []suite {
 		{"overlays", "the other overlays, each applied and served from", (*stage).overlays},
 		{"moved", "agents in another namespace than their policies know", (*stage).moved},
 		{"node-authority", "the same authority, with policies/node-tokens", (*stage).nodeAuthority},
+		{"uninstall", "the agent is removed, from the cluster and from its nodes", (*stage).uninstall},
 	}
 }
 

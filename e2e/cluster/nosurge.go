@@ -4,19 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/watch"
-
-	"github.com/podrole/podrole/e2e/cluster/ask"
 )
-
-// seldom is how often each pod asks where it is refused for seconds, of whose failures the first hundred are known.
-const seldom = 100 * time.Millisecond
 
 // noSurge deploys the overlay for nodes without room for a second agent, and updates it under load.
 func (s *stage) noSurge(ctx context.Context) (err error) {
@@ -49,23 +42,6 @@ func (s *stage) noSurge(ctx context.Context) (err error) {
 		return f.String(), errors.Join(err, counted.oneByOne(len(s.kube.Nodes)), f.onlyRefused(), s.leaksSince(leaks))
 	})
 	return s.remove(ctx, pods...)
-}
-
-// onlyRefused holds that requests failed, and none by an answer that SDKs take for good: 503 is the one that they take for
-// a fault of the moment.
-func (f findings) onlyRefused() error {
-	if f.failed == 0 {
-		return errors.New("no request failed: it was no update")
-	}
-	answered := func(o ask.Outcome) bool {
-		return strings.HasPrefix(o.Error, "status ") && !strings.HasPrefix(o.Error, "status 503")
-	}
-	for _, o := range f.failures {
-		if answered(o) {
-			return fmt.Errorf("answered wrongly at %s: %s", o.Step, o.Error)
-		}
-	}
-	return nil
 }
 
 // agentCount is how many agents there were.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -50,6 +51,7 @@ func (s *stage) serve(ctx context.Context) error {
 		}
 		return "", nil
 	})
+	s.check("the agents' logs say first which version runs", func() (string, error) { return s.saysVersion(ctx) })
 	if err := s.addRole(ctx, "orders", "reports"); err != nil {
 		return err
 	}
@@ -89,6 +91,15 @@ func (s *stage) leak(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := s.leaks(ctx, pod); err != nil {
+		return err
+	}
+	return s.remove(ctx, pod)
+}
+
+// leaks holds that a pod is at the node's metadata service and gets the node's role, which is no fault from here on.
+func (s *stage) leaks(ctx context.Context, pod *corev1.Pod) error {
+	before := len(s.aws.leaks())
 	o, err := s.credentials(ctx, pod)
 	if err != nil {
 		return err
@@ -98,10 +109,31 @@ func (s *stage) leak(ctx context.Context) error {
 	}
 	all := s.aws.leaks()
 	s.before = len(all)
-	if !slices.ContainsFunc(all, func(r awstest.MetadataRequest) bool { return r.Source.Addr().String() == pod.Status.PodIP }) {
-		return fmt.Errorf("nobody from %s was seen: %+v", pod.Status.PodIP, all)
+	isPod := func(r awstest.MetadataRequest) bool { return r.Source.Addr().String() == pod.Status.PodIP }
+	if !slices.ContainsFunc(all[before:], isPod) {
+		return fmt.Errorf("nobody from %s was seen: %+v", pod.Status.PodIP, all[before:])
 	}
-	return s.remove(ctx, pod)
+	return nil
+}
+
+// saysVersion holds that the first record of each agent's log names the version that its image was built as.
+func (s *stage) saysVersion(ctx context.Context) (first string, err error) {
+	agents, err := s.agents(ctx)
+	if err != nil {
+		return "", err
+	}
+	for node, p := range agents {
+		log, err := s.kube.Kubectl(ctx, "-n", agentNamespace, "logs", p.Name)
+		if err != nil {
+			return "", err
+		}
+		first, _, _ = strings.Cut(log, "\n")
+		var record struct{ Version string }
+		if err := json.Unmarshal([]byte(first), &record); err != nil || record.Version != agentVersion {
+			return "", fmt.Errorf("the log of the agent on %s begins with %q, want version %s", node, first, agentVersion)
+		}
+	}
+	return agentVersion, nil
 }
 
 // knownByCNI asks an agent whether it identifies pods by what the CNI cached of them.

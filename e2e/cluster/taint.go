@@ -20,9 +20,12 @@ const startupTaint = "podrole.io/agent-not-ready"
 // taint gives the agent the right to patch nodes, tries what else could be done with it, and has a node register with the
 // taint that the right is for.
 func (s *stage) taint(ctx context.Context) error {
-	if !s.check("kubectl apply -k manifests/overlays/startup-taint", func() (string, error) {
-		return "", s.deploy(ctx, overlay("startup-taint"))
-	}) {
+	return s.tainted(ctx, "startup-taint", overlay("startup-taint"))
+}
+
+// tainted does so with a deployment, which is called name.
+func (s *stage) tainted(ctx context.Context, name string, d deployment) error {
+	if !s.check("kubectl apply -k manifests/overlays/"+name, func() (string, error) { return "", s.deploy(ctx, d) }) {
 		return nil
 	}
 	if err := s.nodeRights(ctx); err != nil {
@@ -35,7 +38,7 @@ func (s *stage) taint(ctx context.Context) error {
 
 // nodeRights tries to change nodes with an agent's credentials.
 func (s *stage) nodeRights(ctx context.Context) (err error) {
-	t, undo, err := s.steal(ctx)
+	t, undo, err := s.steal(ctx, s.kube.Nodes[0], s.kube.Nodes[1])
 	defer func() { err = errors.Join(err, undo()) }()
 	if err != nil {
 		return err

@@ -31,7 +31,7 @@ func (s *stage) moved(ctx context.Context) (err error) {
 		if said, err := s.staysOut(ctx, d, elsewhere, "have them name system:serviceaccount:"+elsewhere+":podrole"); err != nil {
 			return said, err
 		}
-		return s.staysUnready(ctx, elsewhere)
+		return s.eventSays(ctx, elsewhere, "Unhealthy", `not ready: token authority "direct"`)
 	})
 	d.followed = true
 	if !s.check("with policies that follow it there, it starts", func() (string, error) { return "", s.deploy(ctx, d) }) {
@@ -53,7 +53,7 @@ func (s *stage) serves(ctx context.Context, name string, n *kube.Node) error {
 }
 
 // staysOut applies a deployment whose agents must not serve, and holds that they say why, in an Event of the Node, and that
-// none of them is Ready meanwhile.
+// none of them becomes Ready for some time.
 func (s *stage) staysOut(ctx context.Context, d deployment, namespace, says string) (said string, err error) {
 	if err := s.apply(ctx, d); err != nil {
 		return "", err
@@ -61,46 +61,37 @@ func (s *stage) staysOut(ctx context.Context, d deployment, namespace, says stri
 	if said, err = s.eventSays(ctx, metav1.NamespaceAll, "PodroleAuthority", says); err != nil {
 		return "", err
 	}
-	daemons, err := s.kube.Admin.AppsV1().DaemonSets(namespace).Get(ctx, agentName, metav1.GetOptions{})
-	if err != nil {
-		return said, err
-	}
-	pods, err := s.kube.Admin.CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{
-		LabelSelector: "app.kubernetes.io/name=" + agentName + ",pod-template-generation=" + fmt.Sprint(daemons.Generation),
-	})
-	if err != nil {
-		return said, err
-	}
-	if len(pods.Items) == 0 {
-		return said, errors.New("no new agent was started")
-	}
-	for _, p := range pods.Items {
-		if isReady(p) {
-			return said, fmt.Errorf("%s on %s is Ready", p.Name, p.Spec.NodeName)
-		}
-	}
-	return said, nil
+	return said, s.staysUnready(ctx, namespace)
 }
 
-// staysUnready holds that no agent in a namespace becomes Ready for some time, and that kubectl describe says why, which it
-// returns.
-func (s *stage) staysUnready(ctx context.Context, namespace string) (string, error) {
+// staysUnready holds that there are agents of the DaemonSet as it is now, and that none of them becomes Ready for some time.
+func (s *stage) staysUnready(ctx context.Context, namespace string) error {
+	daemons, err := s.kube.Admin.AppsV1().DaemonSets(namespace).Get(ctx, agentName, metav1.GetOptions{})
+	if err != nil {
+		return err
+	}
+	newest := metav1.ListOptions{
+		LabelSelector: "app.kubernetes.io/name=" + agentName + ",pod-template-generation=" + fmt.Sprint(daemons.Generation),
+	}
 	deadline := time.Now().Add(unreadyFor)
 	for time.Now().Before(deadline) {
-		pods, err := s.kube.Admin.CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{})
+		pods, err := s.kube.Admin.CoreV1().Pods(namespace).List(ctx, newest)
 		if err != nil {
-			return "", err
+			return err
+		}
+		if len(pods.Items) == 0 {
+			return errors.New("there is no new agent")
 		}
 		for _, p := range pods.Items {
 			if isReady(p) {
-				return "", fmt.Errorf("%s on %s is Ready", p.Name, p.Spec.NodeName)
+				return fmt.Errorf("%s on %s is Ready", p.Name, p.Spec.NodeName)
 			}
 		}
 		if err := pause(ctx, time.Second); err != nil {
-			return "", err
+			return err
 		}
 	}
-	return s.eventSays(ctx, namespace, "Unhealthy", `not ready: token authority "direct"`)
+	return nil
 }
 
 // eventSays waits for an Event with a reason that says something, and returns its message. namespace is empty for all.

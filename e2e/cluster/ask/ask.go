@@ -26,19 +26,38 @@ type Outcome struct {
 	Took  time.Duration
 	Step  string `json:",omitempty"` // that failed: token, role or credentials
 	Error string `json:",omitempty"` // empty if it succeeded
+	// Status is that of the last request's answer, and 0 if there was none.
+	Status int `json:",omitempty"`
 
 	Role        string // name, as the metadata service lists it
 	AccessKeyID string
 	Expiration  time.Time
 }
 
+// Final says that the attempt failed by an answer that SDKs take for good. They try again when there is none, and after
+// status 503, which they take for a fault of the moment.
+func (o Outcome) Final() bool {
+	return o.Error != "" && o.Status != 0 && o.Status != http.StatusServiceUnavailable
+}
+
 // Load is what became of one attempt after another.
 type Load struct {
+	Began    time.Time
+	Every    time.Duration // from one attempt to the next; 0 if there are none
 	Requests int
 	Slowest  time.Duration
 	Failures []Outcome // the first ones; at most 100
 	Failed   int
-	Keys     []string // access key IDs seen, in order
+	Final    []Outcome // failures that are; at most 100
+	Keys     []string  // access key IDs seen, in order
+}
+
+// Due is how many attempts have begun by now, if the pod gets the processor as often as it should.
+func (l Load) Due(now time.Time) int {
+	if l.Every <= 0 {
+		return 0
+	}
+	return int(now.Sub(l.Began) / l.Every)
 }
 
 // Credentials gets credentials as SDKs do: a session token, the name of the role, its credentials. It tries once.
@@ -58,19 +77,19 @@ func Credentials(ctx context.Context) Outcome {
 
 func (o *Outcome) get(ctx context.Context, client *http.Client) error {
 	o.Step = "token"
-	token, err := request(ctx, client, http.MethodPut, "/latest/api/token", "X-Aws-Ec2-Metadata-Token-Ttl-Seconds", "21600")
+	token, err := o.request(ctx, client, http.MethodPut, "/latest/api/token", "X-Aws-Ec2-Metadata-Token-Ttl-Seconds", "21600")
 	if err != nil {
 		return err
 	}
 	o.Step = "role"
 	const path = "/latest/meta-data/iam/security-credentials/"
-	role, err := request(ctx, client, http.MethodGet, path, "X-Aws-Ec2-Metadata-Token", token)
+	role, err := o.request(ctx, client, http.MethodGet, path, "X-Aws-Ec2-Metadata-Token", token)
 	if err != nil {
 		return err
 	}
 	o.Role, _, _ = strings.Cut(role, "\n")
 	o.Step = "credentials"
-	text, err := request(ctx, client, http.MethodGet, path+o.Role, "X-Aws-Ec2-Metadata-Token", token)
+	text, err := o.request(ctx, client, http.MethodGet, path+o.Role, "X-Aws-Ec2-Metadata-Token", token)
 	if err != nil {
 		return err
 	}
@@ -88,7 +107,8 @@ func (o *Outcome) get(ctx context.Context, client *http.Client) error {
 	return nil
 }
 
-func request(ctx context.Context, client *http.Client, method, path, header, value string) (string, error) {
+func (o *Outcome) request(ctx context.Context, client *http.Client, method, path, header, value string) (string, error) {
+	o.Status = 0
 	r, err := http.NewRequestWithContext(ctx, method, metadata+path, nil)
 	if err != nil {
 		return "", err
@@ -103,6 +123,7 @@ func request(ctx context.Context, client *http.Client, method, path, header, val
 	if err != nil {
 		return "", err
 	}
+	o.Status = response.StatusCode
 	if response.StatusCode != http.StatusOK {
 		return "", fmt.Errorf("status %s", response.Status)
 	}

@@ -65,7 +65,7 @@ func report(o ask.Outcome) {
 }
 
 func serve(ctx context.Context, interval time.Duration) error {
-	l := new(load)
+	l := &load{total: ask.Load{Began: time.Now(), Every: interval}}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /credentials", func(w http.ResponseWriter, r *http.Request) { answer(w, ask.Credentials(r.Context())) })
 	mux.HandleFunc("GET /load", func(w http.ResponseWriter, _ *http.Request) { answer(w, l.get()) })
@@ -97,7 +97,7 @@ func (l *load) get() ask.Load {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	total := l.total
-	total.Failures, total.Keys = slices.Clone(total.Failures), slices.Clone(total.Keys)
+	total.Failures, total.Final, total.Keys = slices.Clone(total.Failures), slices.Clone(total.Final), slices.Clone(total.Keys)
 	return total
 }
 
@@ -132,6 +132,9 @@ func (l *load) add(o ask.Outcome) {
 		t.Failed++
 		if len(t.Failures) < most {
 			t.Failures = append(t.Failures, o)
+		}
+		if o.Final() && len(t.Final) < most {
+			t.Final = append(t.Final, o)
 		}
 	} else if !slices.Contains(t.Keys, o.AccessKeyID) {
 		t.Keys = append(t.Keys, o.AccessKeyID)
