@@ -88,7 +88,7 @@ vuln: ## known vulnerabilities in what we import (needs the Go vulnerability dat
 
 .PHONY: image
 image: ## build the container image IMAGE (podrole:dev)
-	docker build --build-arg VERSION="$$(git describe --tags --always --dirty)" -t $(IMAGE) .
+	DOCKER_BUILDKIT=1 docker build --build-arg VERSION="$$(git describe --tags --always --dirty)" -t $(IMAGE) .
 
 .PHONY: deps
 deps: ## install what tests need and is missing (Debian and Ubuntu)

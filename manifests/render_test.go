@@ -219,6 +219,9 @@ func (r rendered) readsNodes(t *testing.T, want bool) {
 	if got := r.grants("nodes", "get"); got != (want || r.grants("nodes", "patch")) {
 		t.Errorf("right to read Nodes: %v", got)
 	}
+	if got := r.env(t)["PODROLE_METADATA_UPSTREAM"] == "false"; got != want { // labels are read there alone
+		t.Errorf("without a metadata service of the node: %v", got)
+	}
 }
 
 // grants reports whether a ClusterRole has a right.

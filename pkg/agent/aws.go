@@ -27,11 +27,13 @@ func httpClient(cfg config.Config) *http.Client {
 	return sts.NewHTTPClient(cfg.Metadata.Address, cfg.Metadata.AddressIPv6)
 }
 
-// nodeMetadata is a client of the node's own metadata service.
+// nodeMetadata is a client of the node's own metadata service. It tries once: whoever uses it tries again, and knows better
+// when.
 func nodeMetadata(cfg config.Config) *imds.Client {
 	return imds.New(imds.Options{
 		Endpoint:   "http://" + netip.AddrPortFrom(cfg.Metadata.Address, 80).String(),
 		HTTPClient: httpClient(cfg),
+		Retryer:    aws.NopRetryer{},
 	})
 }
 
