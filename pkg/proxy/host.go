@@ -47,7 +47,8 @@ func (h *hosts) service(host string) service {
 }
 
 // parseHost returns the address that a Host header names, with HTTP's own port or without one, and the zero Addr if it
-// names anything else. An address can be written in several ways, and a client may send it as its user wrote it.
+// names anything else. An address can be written in several ways, and a client may send it as its user wrote it; but with
+// a zone, which is a name of the client's choice, it is none of ours.
 func parseHost(host string) netip.Addr {
 	if i := strings.LastIndexByte(host, ':'); i > strings.LastIndexByte(host, ']') {
 		if port := host[i+1:]; port != "" && port != "80" {
@@ -60,7 +61,7 @@ func parseHost(host string) netip.Addr {
 		host = host[1 : len(host)-1]
 	}
 	address, err := netip.ParseAddr(host)
-	if err != nil || address.Is6() != bracketed { // RFC 3986, section 3.2.2
+	if err != nil || address.Zone() != "" || address.Is6() != bracketed { // RFC 3986, section 3.2.2
 		return netip.Addr{}
 	}
 	return address.Unmap()

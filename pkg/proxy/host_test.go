@@ -55,7 +55,8 @@ func TestHosts(t *testing.T) {
 		"localhost", "rebound.example", "rebound.example:80", "169.254.169.254.nip.example", "169.254.169.254.", "instance-data",
 		"169.254.169.254:8080", "169.254.169.254:080", "169.254.169.254:80:80", "169.254.169.254::", "169.254.169.254 ", "169.254.169.25",
 		"169.254.43518", "2852039166", "0xa9fea9fe", "0251.0376.0251.0376", "169.254.169.0254", "[169.254.169.254]", "169.254.169.254]",
-		"fd00:ec2::254", "fd00:ec2::254:80", "[fd00:ec2::254", "fd00:ec2::254]", "[fd00:ec2::254]:443", "[fd00:ec2::254%25eth0]",
+		"fd00:ec2::254", "fd00:ec2::254:80", "[fd00:ec2::254", "fd00:ec2::254]", "[fd00:ec2::254]:443", "[fd00:ec2::254%25eth0]", "[fd00:ec2::254%eth0]",
+		"[::ffff:169.254.169.254%rebound.example]", "[::ffff:169.254.170.2%eth0]:80", "[::ffff:10.255.0.80%1]", "169.254.169.254%eth0",
 		"[[fd00:ec2::254]]", "[]", "[", "]", ":", ":80", "@169.254.169.254", "x@169.254.169.254", "169.254.169.254/", "0.0.0.0", "[::]",
 	} {
 		tests = append(tests, struct {
@@ -83,7 +84,7 @@ func TestHosts(t *testing.T) {
 
 // FuzzParseHost: what is taken for an address is one, as anybody else would read it.
 func FuzzParseHost(f *testing.F) {
-	for _, seed := range []string{"169.254.169.254:80", "[fd00:ec2::254]", "[::ffff:1.2.3.4]:", "rebound.example", "[]:", "]:[", ":"} {
+	for _, seed := range []string{"169.254.169.254:80", "[fd00:ec2::254]", "[::ffff:1.2.3.4]:", "[::ffff:1.2.3.4%zone]", "rebound.example", "[]:", "]:[", ":"} {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, host string) {
@@ -95,7 +96,7 @@ func FuzzParseHost(f *testing.F) {
 		if err != nil || u.Host == "" || u.User != nil || u.Port() != "" && u.Port() != "80" {
 			t.Fatalf("%q is taken for %v, and is no host: %v", host, got, err)
 		}
-		if want, err := netip.ParseAddr(u.Hostname()); err != nil || want.Unmap() != got {
+		if want, err := netip.ParseAddr(u.Hostname()); err != nil || want.Zone() != "" || want.Unmap() != got {
 			t.Fatalf("%q is taken for %v, want %v, %v", host, got, want, err)
 		}
 	})

@@ -60,7 +60,7 @@ func TestMetadataOfSinglePods(t *testing.T) {
 		{name: "listing_late_identity", identity: 500 * ms, allowed: "network/**", path: "/latest/meta-data/", code: 200, body: "iam/\nnetwork/\nplacement/\nservices/", took: 500 * ms},
 		{name: "listing_late_decision", decision: 500 * ms, path: "/latest/meta-data/", code: 200, body: "iam/\nplacement/\nservices/", took: 500 * ms},
 		{name: "listing_unknown", identity: never, allowed: "network/**", path: "/latest/meta-data/", code: 503, took: 900 * ms},
-		{name: "listing_upstream_hangs", latency: never, allowed: "network/**", path: "/latest/meta-data/", code: 503, took: 900 * ms},
+		{name: "listing_upstream_hangs", latency: never, allowed: "network/**", path: "/latest/meta-data/", code: 200, body: "iam/\nplacement/\nservices/", took: 900 * ms},
 		{name: "listing_upstream_does_not_matter", latency: never, path: "/latest/meta-data/", code: 200, body: "iam/\nplacement/\nservices/"},
 		{name: "listing_of_trees", identity: never, path: "/latest/", code: 200, body: "dynamic\nmeta-data"},
 		{name: "listing_of_credentials", identity: never, path: "/latest/meta-data/iam/", code: 200, body: "info\nsecurity-credentials/"},
@@ -128,6 +128,9 @@ func TestMetadataOfOtherPods(t *testing.T) {
 		u.set(func(u *upstream) { u.broken = true })
 		if got := status(t, l.ask(podIP, get("/latest/"+macPath+"/mac"))); got != 503 {
 			t.Errorf("while upstream is broken: %d, want 503", got)
+		}
+		if got := status(t, l.ask(podIP, get("/latest/meta-data/"))); got != 200 {
+			t.Errorf("listing for all while upstream is broken: %d, want 200", got)
 		}
 	})
 }

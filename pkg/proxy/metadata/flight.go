@@ -35,6 +35,9 @@ const (
 	steadyAge = time.Minute
 	// staleAge is for the rest while the service does not answer.
 	staleAge = time.Hour
+	// failureAge is for that the service did not answer. Nothing is fetched meanwhile, so that who asks for one path again
+	// and again, as clients do when they get an error, does not take all flights for it. It is short against lifecycleAge.
+	failureAge = time.Second
 )
 
 // ages returns how old what is at path may be, and how old while the service does not answer.
@@ -67,6 +70,11 @@ type entry struct {
 	flying bool
 }
 
+// hasFailed reports whether err is the answer to who came then: it was brought since, or not long ago.
+func (e *entry) hasFailed(came time.Time) bool {
+	return !e.failed.Before(came) || time.Since(e.failed) < failureAge
+}
+
 // flight is one fetch, for all who wait for it.
 type flight struct {
 	path   string
@@ -74,22 +82,20 @@ type flight struct {
 }
 
 // get returns what the service has at path: from memory, or as soon as a flight has brought it. While the service does
-// not answer, what it said before is good for some time, if it is about nothing that is pressing.
+// not answer, what it said before is good for some time, if it is about nothing that is pressing; that it did not, nobody
+// waits to find out right after another did.
 func (s *Store) get(ctx context.Context, path string, source netip.Addr) (answer, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	fresh, stale := ages(path)
 	came := time.Now()
 	for {
-		e := s.entry(path)
-		if !e.last.within(fresh / 2) {
-			s.launch(path, source, e)
-		}
+		e := s.refresh(path, source, came)
 		if e.last.within(fresh) {
 			return e.last, nil
 		}
 		err := e.err
-		if e.failed.Before(came) { // it is not about the flight that was waited for
+		if !e.hasFailed(came) {
 			if e.flying {
 				err = wait(ctx, &s.mu, &s.landing, path)
 			} else {
@@ -104,6 +110,25 @@ func (s *Store) get(ctx context.Context, path string, source netip.Addr) (answer
 		}
 		return answer{}, fmt.Errorf("fetch %s from the node's metadata service: %w", path, err)
 	}
+}
+
+// ahead has fetched, all at once, what get is about to be called for one by one: a path that hangs takes no time from
+// others.
+func (s *Store) ahead(paths []string, source netip.Addr) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, path := range paths {
+		s.refresh(path, source, time.Now())
+	}
+}
+
+// refresh returns the entry of path, and has it fetched if it is time for that, for who came then. Caller holds mu.
+func (s *Store) refresh(path string, source netip.Addr, came time.Time) *entry {
+	e := s.entry(path)
+	if fresh, _ := ages(path); !e.last.within(fresh/2) && !e.hasFailed(came) {
+		s.launch(path, source, e)
+	}
+	return e
 }
 
 // entry returns the entry of path. Caller holds mu.

@@ -12,8 +12,8 @@ import (
 	smithyhttp "github.com/aws/smithy-go/transport/http"
 )
 
-// Client reads the node's own metadata service. *imds.Client implements it; the caller sets its time-outs and
-// retries.
+// Client reads the node's own metadata service. *imds.Client implements it; the caller sets its time-outs, and that it
+// does not retry.
 type Client interface {
 	GetMetadata(
 		context.Context, *imds.GetMetadataInput, ...func(*imds.Options),

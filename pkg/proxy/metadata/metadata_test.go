@@ -111,7 +111,7 @@ type instance struct {
 	mu     sync.Mutex
 	asked  []string
 	says   map[string]string // by path; what is not here says that it is the node's
-	fail   string            // the path that answers 500
+	fail   map[string]int    // paths that answer with an error's status
 	absent string            // the path that answers 404
 	large  string            // the path whose answer does not end
 }
@@ -126,9 +126,11 @@ func (i *instance) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	i.mu.Lock()
 	i.asked = append(i.asked, path)
 	i.mu.Unlock()
+	if status := i.fail[path]; status != 0 {
+		w.WriteHeader(status)
+		return
+	}
 	switch path {
-	case i.fail:
-		w.WriteHeader(http.StatusInternalServerError)
 	case i.absent:
 		w.WriteHeader(http.StatusNotFound)
 	case i.large:
@@ -220,8 +222,8 @@ func TestLoadFallsBack(t *testing.T) {
 		{"all_there", &instance{}, far, "", "eu-west-1", "eu-west-1a"},
 		{"absent", &instance{absent: pathZone}, near, "", "eu-west-1", "eu-west-1b"},
 		{"absent_elsewhere", &instance{absent: pathZone}, far, "", "eu-west-1", ""},
-		{"fails_at_once", &instance{fail: pathRegion}, near, pathRegion, "eu-west-1", "eu-west-1a"},
-		{"fails_later", &instance{fail: pathZone}, near, pathZone, "eu-west-1", "eu-west-1b"},
+		{"fails_at_once", &instance{fail: map[string]int{pathRegion: 500}}, near, pathRegion, "eu-west-1", "eu-west-1a"},
+		{"fails_later", &instance{fail: map[string]int{pathZone: 500}}, near, pathZone, "eu-west-1", "eu-west-1b"},
 		{"too_large", &instance{large: pathZone}, near, pathZone, "eu-west-1", "eu-west-1b"},
 	}
 	for _, tt := range tests {
@@ -241,6 +243,34 @@ func TestLoadFallsBack(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// The SDK's client asks for each path once, whatever the answer is, so that those that fail take nothing from the others.
+// Only they are asked for again.
+func TestLoadAsksOnce(t *testing.T) {
+	i := &instance{fail: map[string]int{
+		pathRegion: http.StatusServiceUnavailable, pathZone: http.StatusInternalServerError, pathZoneID: http.StatusServiceUnavailable,
+		pathDomain: http.StatusServiceUnavailable, pathPartition: http.StatusInternalServerError, "meta-data/mac": http.StatusServiceUnavailable,
+	}}
+	policy := Policy{InstanceFacts: true}
+	store := NewStore(Config{Client: i.client(t), Policy: policy})
+	want := policy.leaves()
+	for round := range 2 {
+		i.asked = nil
+		if err := store.load(t.Context()); statusOf(err) != i.fail[pathRegion] || !strings.Contains(err.Error(), pathRegion) {
+			t.Errorf("round %d: %v, want the failure of %s", round, err, pathRegion)
+		}
+		if diff := cmp.Diff(want, i.asked); diff != "" {
+			t.Errorf("round %d asks for (-want +got):\n%s", round, diff)
+		}
+		for _, path := range policy.leaves() {
+			_, known := store.public.Load().get(path)
+			if fails := i.fail[path] != 0; known == fails {
+				t.Errorf("round %d: %s fails: %v; it is known: %v", round, path, fails, known)
+			}
+		}
+		want = slices.DeleteFunc(want, func(path string) bool { return i.fail[path] == 0 })
 	}
 }
 

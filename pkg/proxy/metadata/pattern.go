@@ -7,8 +7,9 @@ import (
 )
 
 // Pattern allows a part of the node's metadata: what is at a path, with * for any one segment of it, and with ** at the
-// end for one segment or more. What is at an allowed path is served as it is, also if that is a listing. No Pattern
-// allows credentials, whoever's, nor what else makes one a node.
+// end for one segment or more. What is at an allowed path is served as it is, also if that is a listing, but for listings
+// that lead to what every pod may read: they name what the pod may read, and no more, also where a Pattern allows them
+// themselves. No Pattern allows credentials, whoever's, nor what else makes one a node.
 //
 // The zero Pattern allows nothing. A Pattern is immutable.
 type Pattern struct {
@@ -146,14 +147,17 @@ func (p Pattern) match(path string) (allowed, leads bool) {
 	return path == "" && len(p.segments) > 0, false
 }
 
-// below returns with which segment p goes on below a path that leads to what it allows, whether it goes on below that,
-// too, and whether path leads there at all.
-func (p Pattern) below(path string) (segment string, on, leads bool) {
+// below returns what a listing names that leads to what p allows, with a slash if p goes on below that, too, and whether
+// path is such a listing.
+func (p Pattern) below(path string) (name string, leads bool) {
 	if _, leads := p.match(path); !leads {
-		return "", false, false
+		return "", false
 	}
 	rest := p.segments[strings.Count(path, "/")+1:]
-	return rest[0], len(rest) > 1, true
+	if len(rest) > 1 {
+		return rest[0] + "/", true
+	}
+	return rest[0], true
 }
 
 // literal returns what all paths that p allows have in common: p itself, or the listing that it begins with.

@@ -44,10 +44,13 @@ var served = []string{
 
 // newSnapshot adds the listings to the leaves. A listing shows what is known to be there; one with nothing but unknown
 // leaves in it is unknown itself. Elsewhere are paths that are answered by others, and listed as well; those that end in a
-// slash are listings themselves.
+// slash are listings themselves; the others may be.
 func newSnapshot(leaves map[string][]byte, unknown []string, elsewhere ...string) *snapshot {
 	listings := make(map[string][]string)
-	for _, p := range slices.Concat(served, elsewhere, slices.Collect(maps.Keys(leaves))) {
+	// What is known to be a leaf or a listing is listed as that; elsewhere is listed what goes on below a path before it.
+	elsewhere = slices.Clone(elsewhere)
+	slices.SortFunc(elsewhere, func(a, b string) int { return strings.Compare(b, a) })
+	for _, p := range slices.Concat(served, slices.Collect(maps.Keys(leaves)), elsewhere) {
 		list(listings, p)
 	}
 	// The credentials' own listing is the pod's role, which only package proxy knows.
@@ -87,12 +90,24 @@ func list(listings map[string][]string, p string) {
 		if isDir {
 			entry += "/"
 		}
-		if !slices.Contains(listings[dir], entry) {
-			listings[dir] = append(listings[dir], entry)
-		}
+		listings[dir] = enter(listings[dir], entry)
 		dir, p = path.Join(dir, name), rest
 		if isDir && listings[dir] == nil {
 			listings[dir] = []string{}
 		}
 	}
+}
+
+// enter returns a listing with name in it. It stays as it is if name is in it already.
+func enter(names []string, name string) []string {
+	if listed(names, name) {
+		return names
+	}
+	return append(names, name)
+}
+
+// listed reports whether name is in a listing, with a slash or without one: nothing has both.
+func listed(names []string, name string) bool {
+	bare := strings.TrimSuffix(name, "/")
+	return slices.ContainsFunc(names, func(n string) bool { return strings.TrimSuffix(n, "/") == bare })
 }

@@ -22,7 +22,9 @@ import (
 
 // Config is what a Store is made of.
 type Config struct {
-	// Client reads the node's own metadata service. Optional: there is none, and pods are told what is static.
+	// Client reads the node's own metadata service. It makes one try: the Store tries again itself, and what a client
+	// spends on retries and pauses of one path is taken from all others. Optional: there is none, and pods are told what
+	// is static.
 	Client Client
 	// Policy and Allow are what every pod may read. Optional: the least that SDKs need, and no more.
 	Policy Policy
@@ -47,6 +49,7 @@ type Store struct {
 	queue  chan flight
 	pace   *rate.Limiter // of flights
 	loaded chan struct{} // closed after the first try at what every pod may read
+	untold []string      // paths that load is to ask for, in that order; load's own
 
 	mu      sync.Mutex // guards the following
 	static  Static
@@ -89,6 +92,7 @@ func NewStore(c Config) *Store {
 	if s.client == nil {
 		close(s.loaded)
 	}
+	s.untold = s.prefetched()
 	s.entries, _ = simplelru.NewLRU[string, *entry](maxEntries, nil) // fails for sizes below one only
 	s.publish()
 	return s
@@ -188,37 +192,44 @@ func (s *Store) prefetch(ctx context.Context) {
 	}
 }
 
-// load tries to fetch of what every pod may read what the service has not answered so far: all of it by its name, and of
-// what a pattern allows the listing that it begins with. It asks one after the other, which keeps well under the limit of
-// 1024 packets per second that the service shares with the node's resolver. What fails takes nothing from the rest: a
-// service that throttles answers the next one. The error is the first one.
+// load tries to fetch of what every pod may read what the service has not answered so far. It asks for one after the
+// other, which keeps well under the limit of 1024 packets per second that the service shares with the node's resolver.
+// What fails takes nothing from the rest: a service that throttles answers the next one. What fails is asked for again
+// after all that was not reached, which comes first the next time; else those that hang, each time anew, would use up the
+// time of those behind them. The error is the first one.
 func (s *Store) load(ctx context.Context) (failure error) {
 	ctx, cancel := context.WithTimeout(ctx, loadTimeout)
 	defer cancel()
-	for _, path := range s.missing() {
+	for range len(s.untold) {
+		path := s.untold[0]
 		bounded, cancel := context.WithTimeout(ctx, leafTimeout)
 		a, err := s.ask(bounded, path)
 		cancel()
 		if err != nil {
 			failure = cmp.Or(failure, fmt.Errorf("fetch %s from the node's metadata service: %w", path, err))
+			if ctx.Err() != nil {
+				return failure // the path had less than its time
+			}
+			s.untold = append(s.untold[1:], path)
 			continue
 		}
+		s.untold = s.untold[1:]
 		s.learn(path, a)
 	}
 	return failure
 }
 
-// missing returns what load is to ask for.
-func (s *Store) missing() []string {
+// prefetched returns what is fetched before anybody asks: what Policy allows by its name, and of what a pattern allows
+// the listing that it begins with.
+func (s *Store) prefetched() []string {
 	paths := s.policy.leaves()
 	for _, p := range s.allow {
-		if path, _ := p.literal(); Allowable(path) { // the zero Pattern's is not
+		path, _ := p.literal()
+		if Allowable(path) && !slices.Contains(paths, path) { // the zero Pattern's is not
 			paths = append(paths, path)
 		}
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return slices.DeleteFunc(paths, func(path string) bool { return !s.told[path].asked.IsZero() })
+	return paths
 }
 
 // learn notes what the service has said of what every pod may read.
@@ -240,15 +251,16 @@ type Request struct {
 }
 
 // Read returns what is at r.Path, and whether there is anything there that the pod may read. A listing shows nothing
-// else. It returns at once, and allocates nothing, for what every pod may read by Policy. What patterns allow it may have
-// to wait for; the error is ctx's then, or says why the service did not tell. The caller must not change the body.
+// else, and one that every pod may read lacks what the service does not tell of, rather than fail. Read returns at once,
+// and allocates nothing, for what every pod may read by Policy. What patterns allow it may have to wait for; the error is
+// ctx's then, or says why the service did not tell. The caller must not change the body.
 func (s *Store) Read(ctx context.Context, r Request) (body []byte, found bool, err error) {
 	public := s.public.Load()
 	if body, found := public.get(r.Path); found {
 		if len(r.Allowed) > 0 && s.Varies(r.Path) {
-			body, err = s.extend(ctx, r, body)
+			body = s.extend(ctx, r, body)
 		}
-		return body, err == nil, err
+		return body, true, nil
 	}
 	if public.unknown[r.Path] {
 		return nil, false, fmt.Errorf("read %s: %w", r.Path, errUntold)
@@ -276,36 +288,47 @@ func (s *Store) Read(ctx context.Context, r Request) (body []byte, found bool, e
 func (s *Store) Varies(path string) bool { return s.client != nil && s.public.Load().varying[path] }
 
 // extend returns a listing that every pod may read with what else r.Allowed allows in it, or leads to, as far as the
-// service has it. Who walks from the top down would not find that otherwise.
-func (s *Store) extend(ctx context.Context, r Request, listing []byte) ([]byte, error) {
+// service has it. Who walks from the top down would not find that otherwise. What the service does not tell of is left
+// out: it takes nothing from the rest.
+func (s *Store) extend(ctx context.Context, r Request, listing []byte) []byte {
 	names := lines(listing)
-	for _, p := range r.Allowed {
-		segment, on, leads := p.below(r.Path)
-		if !leads {
-			continue
-		}
-		wild := segment == anySegment || segment == anyRest
-		name, path := segment, r.Path+"/"+segment
-		if on {
-			name += "/"
-		}
-		if wild {
-			path = r.Path
-		} else if slices.Contains(names, name) {
-			continue
-		}
-		a, err := s.get(ctx, path, r.Source)
-		switch {
-		case err != nil:
-			return nil, err
-		case wild:
-			names = append(names, s.filter(r, a.body)...)
-		case a.found:
-			names = append(names, name)
+	if !Allowable(r.Path) {
+		names = s.extendTree(ctx, r, names)
+	} else if _, leads := matchAny(r.Path, r.Allowed); leads {
+		if a, err := s.get(ctx, r.Path, r.Source); err == nil {
+			for _, name := range s.filter(r, a.body) {
+				names = enter(names, name)
+			}
 		}
 	}
 	slices.Sort(names)
-	return []byte(strings.Join(slices.Compact(names), "\n")), nil
+	return []byte(strings.Join(names, "\n"))
+}
+
+// extendTree is extend for a tree itself. No pattern leads to the service's own listing of it, so that each name is asked
+// for by itself; whether it is a listing, patterns say as far as they go on below it.
+func (s *Store) extendTree(ctx context.Context, r Request, names []string) []string {
+	var more []string
+	for _, p := range r.Allowed {
+		if name, leads := p.below(r.Path); leads {
+			more = append(more, name)
+		}
+	}
+	slices.SortFunc(more, func(a, b string) int { return strings.Compare(b, a) }) // network/ before network
+	var missing, paths []string
+	for _, name := range more {
+		if listed(names, name) || listed(missing, name) {
+			continue
+		}
+		missing, paths = append(missing, name), append(paths, r.Path+"/"+strings.TrimSuffix(name, "/"))
+	}
+	s.ahead(paths, r.Source)
+	for i, path := range paths {
+		if a, err := s.get(ctx, path, r.Source); err == nil && a.found {
+			names = append(names, missing[i])
+		}
+	}
+	return names
 }
 
 // filter returns the lines of a listing that name what the pod may read, or what leads there.

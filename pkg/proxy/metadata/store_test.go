@@ -30,7 +30,7 @@ type service struct {
 	latency time.Duration
 	broken  bool
 	failing string         // the path that is broken, at least
-	hanging string         // the path that gets no answer
+	hanging []string       // the paths that get no answer
 	asked   map[string]int // how often for each path
 	most    int            // requests at the same time
 	now     int
@@ -39,12 +39,15 @@ type service struct {
 func newService(has map[string]string) *service { return &service{has: has, asked: map[string]int{}} }
 
 func (s *service) get(ctx context.Context, path string) (io.ReadCloser, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err // no request is sent
+	}
 	s.mu.Lock()
 	s.asked[path]++
 	s.now++
 	s.most = max(s.most, s.now)
 	latency := s.latency
-	if path == s.hanging {
+	if slices.Contains(s.hanging, path) {
 		latency = time.Hour
 	}
 	s.mu.Unlock()
@@ -215,6 +218,18 @@ func TestStoreRead(t *testing.T) {
 			want: "availability-zone\npartition-number\nregion"},
 		{name: "listing_with_what_is_for_all", allow: "network/interfaces/macs/**", allowed: "network/secrets network/interfaces/other/*", path: "meta-data/network",
 			want: "interfaces/\nsecrets"},
+		{name: "listing_at_pattern", allowed: "placement", path: "meta-data/placement", want: "availability-zone\nregion"},
+		{name: "listing_of_what_is_listed_as_listing", allowed: "placement", path: "meta-data", want: "iam/\ninstance-type\nplacement/\nservices/"},
+		{name: "listing_of_what_is_listed_as_listing_for_all", allow: "placement", path: "meta-data", want: "iam/\ninstance-type\nplacement/\nservices/"},
+		{name: "listing_of_what_is_listed_as_leaf", allowed: "instance-type/**", path: "meta-data", want: "iam/\ninstance-type\nplacement/\nservices/"},
+		{name: "listing_of_what_is_listed_as_leaf_for_all", allow: "instance-type/**", path: "meta-data",
+			want: "iam/\ninstance-type\nplacement/\nservices/"},
+		{name: "listing_of_one_name_once", allowed: "network,network/**", path: "meta-data", want: "iam/\ninstance-type\nnetwork/\nplacement/\nservices/"},
+		{name: "listing_of_one_name_once_for_all", allow: "network,network/**", path: "meta-data",
+			want: "iam/\ninstance-type\nnetwork/\nplacement/\nservices/"},
+		{name: "listing_of_one_name_once_in_between", allow: "network/interfaces/macs/**", allowed: "network/interfaces,network/interfaces/**,network/secrets/*",
+			path: "meta-data/network", want: "interfaces/\nsecrets"},
+		{name: "listing_in_the_form_of_the_service", allow: "network/secrets", allowed: "network/interfaces", path: "meta-data/network", want: "interfaces/\nsecrets"},
 		{name: "listing_of_versions", allowed: "network/**", path: "", want: "dynamic\nmeta-data"},
 		{name: "listing_of_iam", allowed: "network/**", path: "meta-data/iam", want: "info\nsecurity-credentials/"},
 		{name: "leaf_for_all", allowed: "placement/*", path: "meta-data/placement/region", want: "eu-west-1"},
@@ -386,7 +401,7 @@ func TestLoaded(t *testing.T) {
 	}{
 		{"answers", func(s *service) { s.latency = 100 * time.Millisecond }, time.Duration(len(Policy{}.leaves())) * 100 * time.Millisecond},
 		{"broken", func(s *service) { s.broken = true }, 0},
-		{"one_leaf_hangs", func(s *service) { s.hanging = pathRegion }, leafTimeout},
+		{"one_leaf_hangs", func(s *service) { s.hanging = []string{pathRegion} }, leafTimeout},
 		{"all_hang", func(s *service) { s.latency = time.Hour }, loadTimeout},
 	}
 	for _, tt := range tests {
@@ -409,7 +424,7 @@ func TestLoaded(t *testing.T) {
 				if took := time.Since(began); took != tt.took {
 					t.Errorf("loaded after %s, want %s", took, tt.took)
 				}
-				if s.hanging != "" {
+				if s.hanging != nil {
 					if got := text(ctx, store, pathZone); got != "eu-west-1b" {
 						t.Errorf("beside the leaf that hangs: %q", got)
 					}
@@ -482,6 +497,55 @@ func TestGuessedRegion(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Paths that hang keep none of those behind them from being asked for, and neither do slow ones.
+func TestLoadGoesOn(t *testing.T) {
+	leaves := Policy{InstanceFacts: true}.leaves()
+	tests := []struct {
+		name   string
+		edit   func(*service)
+		within time.Duration
+	}{
+		{"first_five_hang", func(s *service) { s.hanging = leaves[:5] }, 2*loadTimeout + time.Second},
+		{"all_but_the_last_hang", func(s *service) { s.hanging = leaves[:len(leaves)-1] }, 4*loadTimeout + 7*time.Second},
+		{"slow", func(s *service) { s.latency = 900 * time.Millisecond }, 3*loadTimeout + 3*time.Second},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			s := newService(instanceData())
+			tt.edit(s)
+			running(t, s, "", func(t *testing.T, store *Store) {
+				time.Sleep(tt.within)
+				synctest.Wait()
+				for _, path := range leaves {
+					hangs, asked := slices.Contains(s.hanging, path), s.count(path)
+					if got := text(t.Context(), store, path); strings.HasPrefix(got, untold) != hangs {
+						t.Errorf("%s hangs: %v; it is %q", path, hangs, got)
+					}
+					if !hangs && (asked == 0 || asked > 2) { // twice if it was cut short
+						t.Errorf("asked %d times for %s", asked, path)
+					}
+				}
+			})
+		})
+	}
+}
+
+// A round begins with what the one before it had no time for, or too little, and ends with what failed.
+func TestLoadBeginsWhereItStopped(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newService(instanceData())
+		s.latency, s.failing = 900*time.Millisecond, pathRegion
+		store := NewStore(Config{Client: s, Policy: Policy{InstanceFacts: true}, Allow: patterns(t, "spot/*,spot/**,placement/region")})
+		want := append(Policy{InstanceFacts: true}.leaves()[5:], "meta-data/spot", pathRegion)
+		if err := store.load(t.Context()); statusOf(err) != http.StatusInternalServerError {
+			t.Errorf("%v, want the first failure", err)
+		}
+		if diff := cmp.Diff(want, store.untold); diff != "" {
+			t.Errorf("left for the next round (-want +got):\n%s", diff)
+		}
+	})
 }
 
 // How old what pods read may be: what announces the end of the instance is fresh, or an error.
@@ -591,6 +655,138 @@ func TestServiceFails(t *testing.T) {
 			})
 		})
 	}
+}
+
+// What the service does not tell of is missing in a listing that every pod may read, and nothing else is.
+func TestListingWhileTheServiceFails(t *testing.T) {
+	for name, fail := range map[string]func(s *service, path string){
+		"broken": func(s *service, path string) { s.failing = path },
+		"hangs":  func(s *service, path string) { s.hanging = []string{path} },
+	} {
+		for _, tt := range []struct{ failing, path, want string }{
+			{"meta-data/network", "meta-data", "iam/\ninstance-type\nplacement/\npublic-ipv4\nservices/\nspot"},
+			{"meta-data/public-ipv4", "meta-data", "iam/\ninstance-type\nnetwork/\nplacement/\nservices/\nspot"},
+			{"meta-data/placement", "meta-data/placement", "availability-zone\nregion"},
+		} {
+			t.Run(name+"/"+strings.ReplaceAll(tt.failing, "/", "_"), func(t *testing.T) {
+				s := newService(instanceData())
+				s.has["meta-data/spot"] = "instance-action"
+				fail(s, tt.failing)
+				running(t, s, "", func(t *testing.T, store *Store) {
+					ctx, cancel := context.WithTimeout(t.Context(), 900*time.Millisecond)
+					defer cancel()
+					allowed := patterns(t, "network/**,spot,public-ipv4,placement/*")
+					if got := text(ctx, store, tt.path, allowed...); got != tt.want {
+						t.Errorf("listing %q, want %q", got, tt.want)
+					}
+				})
+			})
+		}
+	}
+}
+
+// Who asks again and again for what the service fails at neither takes the flights of others nor waits each time, and is
+// answered soon after the service is.
+func TestFailuresAreKept(t *testing.T) {
+	const address = "meta-data/public-ipv4"
+	tests := []struct {
+		name    string
+		path    string
+		age     time.Duration // of the last answer when the service begins to fail; none: there was no answer
+		failure string        // how the answer begins then
+	}{
+		{"unknown", address, 0, "error: fetch " + address},
+		{"stale", address, 2 * time.Minute, "198.51.100.1"},
+		{"lifecycle_unknown", notices, 0, "error: fetch " + notices},
+		{"lifecycle", notices, lifecycleAge + time.Second, "error: fetch " + notices},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			s := newService(instanceData())
+			s.latency = 10 * time.Millisecond
+			running(t, s, "", func(t *testing.T, store *Store) {
+				time.Sleep(time.Second) // what it fetches by itself
+				allowed := patterns(t, "public-ipv4,spot/*")
+				if tt.age > 0 {
+					text(t.Context(), store, tt.path, allowed...)
+					time.Sleep(tt.age)
+				}
+				s.set(func(s *service) { s.failing = tt.path })
+				before, waits := s.count(tt.path), 0
+				const length = 10 * time.Second
+				for began := time.Now(); time.Since(began) < length; time.Sleep(5 * time.Millisecond) {
+					asked := time.Now()
+					if got := text(t.Context(), store, tt.path, allowed...); !strings.HasPrefix(got, tt.failure) {
+						t.Fatalf("%q, want %q", got, tt.failure)
+					}
+					if time.Since(asked) > 0 {
+						waits++
+					}
+				}
+				fetches := s.count(tt.path) - before
+				if most := int(length / failureAge); fetches > most || fetches < most-1 || waits != fetches {
+					t.Errorf("%d fetches and %d waits in %s, want at most %d", fetches, waits, length, most)
+				}
+				s.set(func(s *service) { s.failing, s.has[tt.path] = "", "new" })
+				time.Sleep(failureAge)
+				if got := text(t.Context(), store, tt.path, allowed...); got != "new" {
+					t.Errorf("%q when the service answers again", got)
+				}
+			})
+		})
+	}
+}
+
+// What is not too old is served also while a fetch of what comes next has failed, and it is fetched again.
+func TestFailureOfWhatIsFresh(t *testing.T) {
+	s := newService(instanceData())
+	running(t, s, "", func(t *testing.T, store *Store) {
+		allowed := patterns(t, "spot/*")
+		text(t.Context(), store, notices, allowed...)
+		s.set(func(s *service) { s.failing = notices })
+		time.Sleep(3 * time.Second)
+		for range 2 {
+			if got := text(t.Context(), store, notices, allowed...); got != "none" {
+				t.Errorf("%q, want what is fresh", got)
+			}
+			synctest.Wait()
+		}
+		if asked := s.count(notices); asked != 2 {
+			t.Errorf("asked %d times, want twice", asked)
+		}
+		s.set(func(s *service) { s.failing, s.has[notices] = "", "terminate" })
+		time.Sleep(failureAge)
+		text(t.Context(), store, notices, allowed...)
+		synctest.Wait()
+		if got := text(t.Context(), store, notices, allowed...); got != "terminate" {
+			t.Errorf("%q after %s, want what the service says now", got, failureAge)
+		}
+	})
+}
+
+// All who wait for a fetch that fails are told so when it does, and have no other one made.
+func TestOneFailureForAll(t *testing.T) {
+	s := newService(instanceData())
+	s.failing, s.latency = mac+"/vpc-id", 500*time.Millisecond
+	running(t, s, "", func(t *testing.T, store *Store) {
+		time.Sleep(time.Minute)
+		allowed := patterns(t, "network/**")
+		began := time.Now()
+		var readers sync.WaitGroup
+		for range 50 {
+			readers.Go(func() {
+				if got := text(t.Context(), store, s.failing, allowed...); !strings.HasPrefix(got, "error: ") {
+					t.Errorf("got %q", got)
+				}
+			})
+		}
+		readers.Wait()
+		took := time.Since(began)
+		time.Sleep(time.Second)
+		if n := s.count(s.failing); n != 1 || took != s.latency {
+			t.Errorf("%d fetches, %s; want one, %s", n, took, s.latency)
+		}
+	})
 }
 
 // One fetch serves all who wait for it, and whoever leaves takes nothing away from the others.
