@@ -68,7 +68,7 @@ metadata endpoint, 169.254.169.254, as any AWS SDK does by itself, and need not 
 
   # on a host without a cluster, with pods described by YAML files
   podrole run --kube-objects ./objects --base-role-arn arn:aws:iam::111122223333:role/ --require-namespace-permission=false`,
-		Version:           p.versionLine(),
+		Version:           p.version, // in cobra's own form: a template brings reflection, and a binary of half as much more
 		Args:              unknownCommand,
 		RunE:              func(c *cobra.Command, _ []string) error { return c.Help() },
 		SilenceErrors:     true,
@@ -77,7 +77,6 @@ metadata endpoint, 169.254.169.254, as any AWS SDK does by itself, and need not 
 	}
 	root.SetOut(p.stdout)
 	root.SetErr(p.stderr)
-	root.SetVersionTemplate("{{.Version}}\n")
 	root.AddCommand(
 		p.command(config.ForRun(), p.run, &cobra.Command{
 			Use:   "run",

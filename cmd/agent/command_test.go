@@ -155,7 +155,7 @@ func TestHelpAndVersion(t *testing.T) {
 		"uninstall --help": {"podrole uninstall [flags]", "--iptables-backend"},
 		"guard --help":     {"podrole guard [flags]", "--guard-except-dns"},
 		"version":          {"podrole v1.2.3 go1."},
-		"--version":        {"podrole v1.2.3 go1."},
+		"--version":        {"podrole version v1.2.3"},
 	} {
 		o := execute(t, nil, nil, strings.Fields(args)...)
 		if o.code != 0 || o.stderr != "" || o.ran != nil || o.removed != nil {
