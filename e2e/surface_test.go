@@ -104,16 +104,11 @@ func TestNodeFacts(t *testing.T) {
 
 // TestNodeLabels: without a metadata service, pods are told what the labels of the Node say, as soon as they do.
 func TestNodeLabels(t *testing.T) {
-	s := &clusterStage{bed: newBed(t, testbed.Config{})}
 	authority := testbed.DirectTokens("../manifests")
 	authority.RBAC = append(authority.RBAC, "../manifests/options/node-labels/rbac.yaml")
-	var err error
-	s.cluster, err = s.bed.NewCluster(t.Context(), testbed.ClusterConfig{Authority: authority})
-	s.must(t, err)
-	s.must(t, s.cluster.AddNamespace("shop"))
+	s := newClusterStage(t, testbed.ClusterConfig{Authority: authority})
 	s.must(t, s.cluster.AddServiceAccount("shop", "web", ""))
-	pod, err := s.cluster.AddPod("shop", "web-0", "web")
-	s.must(t, err)
+	pod := s.addPod(t, "web-0", "web")
 	s.start(t, "--metadata-upstream=false")
 	const zone = "/latest/meta-data/placement/availability-zone/"
 	if got := get(t, pod, zone); got.status != http.StatusNotFound {

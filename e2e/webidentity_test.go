@@ -24,12 +24,14 @@ type clusterStage struct {
 	cluster *testbed.Cluster
 }
 
-// newClusterStage builds one whose API server gives the agent the rights of the manifests, and nothing else. Namespace
-// shop is there.
+// newClusterStage builds one whose API server gives the agent the rights of the manifests, and nothing else but what cfg
+// says. Namespace shop is there.
 func newClusterStage(t *testing.T, cfg testbed.ClusterConfig) *clusterStage {
 	t.Helper()
 	s := &clusterStage{bed: newBed(t, testbed.Config{})}
-	cfg.Authority = testbed.DirectTokens("../manifests")
+	if len(cfg.Authority.RBAC) == 0 {
+		cfg.Authority = testbed.DirectTokens("../manifests")
+	}
 	var err error
 	if s.cluster, err = s.bed.NewCluster(t.Context(), cfg); err != nil {
 		t.Fatal(err)

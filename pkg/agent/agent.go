@@ -472,7 +472,8 @@ func (a *agent) readyWork(ctx context.Context, serving *errgroup.Group) {
 }
 
 // warm waits until the pods of this node are known and decided on, and their sessions minted: as long as the rate of calls
-// to STS takes for all of them, and warmUp; and until the node's metadata has been read, for a moment. It returns at the end of ctx at the latest.
+// to STS takes for all of them, and warmUp; and until the node's metadata has been read, for a moment. It returns at the
+// end of ctx at the latest.
 func (a *agent) warm(ctx context.Context) {
 	// Before the CNI results are read, what the API says might be taken for all there is.
 	select {
