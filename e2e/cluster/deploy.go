@@ -152,13 +152,18 @@ func (d deployment) kustomization(folder, root string) ([]byte, error) {
 		k["namespace"] = d.namespace
 	}
 	if d.followed {
-		k["replacements"] = []any{map[string]any{
-			"source": map[string]string{"kind": "ServiceAccount", "name": agentName, "fieldPath": "metadata.namespace"},
-			"targets": []any{map[string]any{
-				"select":     map[string]string{"kind": "ValidatingAdmissionPolicy", "name": "podrole-(token-.*|startup-taint)"},
+		// One target for each, as docs/security.md has it: a regular expression matches nothing in kubectl before 1.36.
+		var targets []any
+		for _, policy := range []string{"podrole-token-shape", "podrole-token-role", "podrole-startup-taint"} {
+			targets = append(targets, map[string]any{
+				"select":     map[string]string{"kind": "ValidatingAdmissionPolicy", "name": policy},
 				"fieldPaths": []string{"spec.matchConditions.[name=agent].expression"},
 				"options":    map[string]any{"delimiter": ":", "index": 2},
-			}},
+			})
+		}
+		k["replacements"] = []any{map[string]any{
+			"source":  map[string]string{"kind": "ServiceAccount", "name": agentName, "fieldPath": "metadata.namespace"},
+			"targets": targets,
 		}}
 	}
 	return yaml.Marshal(k)
